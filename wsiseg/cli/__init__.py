@@ -1,0 +1,77 @@
+"""The command line: words to calls. Imports a command's module only when it is run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from wsiseg import __version__
+from wsiseg.errors import WsisegError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (module, short help). The order is that of the help page.
+    "predict": ("wsiseg.cli.predict", "Segment slides: masks, polygons and overviews."),
+    "info": ("wsiseg.cli.info", "Show what is known of a slide."),
+    "export": ("wsiseg.cli.export", "Make the outputs again from a kept canvas."),
+    "models": ("wsiseg.cli.models", "List, show and import models."),
+    "train": ("wsiseg.cli.train", "Train a model on labelled images."),
+    "evaluate": ("wsiseg.cli.evaluate", "Measure a model on labelled images."),
+    "pretrain": ("wsiseg.cli.pretrain", "Pretrain encoder, autoencoder and denoiser."),
+    "phantom": ("wsiseg.cli.phantom", "Make a synthetic H&E slide with known truth."),
+    "qupath-script": ("wsiseg.cli.qupath_script", "Print the QuPath import script."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All command names, in the order of the help page."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name; each module calls its command `command`."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command list of the help page, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wsiseg")
+def cli() -> None:
+    """Tissue segmentation of whole-slide images.
+
+    Start with:  wsiseg predict slide.svs --out masks/
+    """
+
+
+def main() -> None:
+    """Run the command line; ends the process with 0, 1 (failed), 2 (usage) or 130 (Ctrl-C)."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        click.echo("wsiseg: stopped", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("wsiseg: stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except WsisegError as e:
+        click.echo(f"wsiseg: error: {e}", err=True)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

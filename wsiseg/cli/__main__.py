@@ -1,0 +1,5 @@
+"""`python -m wsiseg.cli` is `wsiseg`."""
+
+from wsiseg.cli import main
+
+main()

@@ -1,0 +1,66 @@
+"""The exceptions of wsiseg, and the exit code each one means. Knows nothing else.
+
+    WsisegError                 anything that went wrong; one clear line, exit code 1
+    ├── UsageError              the caller asked for something that cannot be; exit code 2
+    │   └── ConfigError         a configuration key or value that cannot be
+    ├── SlideError              a slide that cannot be used
+    │   ├── ResolutionError     mpp unknown, absurd or different along x and y
+    │   └── SlideReadError      pixels that cannot be read
+    ├── ModelError              a model that cannot be built or does not fit
+    │   └── CheckpointError     a weights file that is not what was expected
+    ├── DatasetError            labelled images that are missing or malformed
+    ├── CanvasError             a canvas that is incomplete, foreign or damaged
+    └── OutputError             a file that cannot be written
+
+A message says what is wrong and what to do, in one line without a trailing full stop.
+"""
+
+from __future__ import annotations
+
+
+class WsisegError(Exception):
+    """Base of every error that wsiseg raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(WsisegError, ValueError):
+    """The request itself cannot be carried out (wrong argument, missing input)."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key is unknown or its value has the wrong type or range."""
+
+
+class SlideError(WsisegError):
+    """A slide cannot be opened or used."""
+
+
+class ResolutionError(SlideError):
+    """The slide's micrometres per pixel are unknown, absurd or anisotropic."""
+
+
+class SlideReadError(SlideError):
+    """Pixels of an open slide cannot be read."""
+
+
+class ModelError(WsisegError):
+    """A model cannot be built, found or used as asked."""
+
+
+class CheckpointError(ModelError):
+    """A weights file is missing, damaged or of another format."""
+
+
+class DatasetError(WsisegError):
+    """A dataset is missing or is not laid out as expected."""
+
+
+class CanvasError(WsisegError):
+    """A canvas is incomplete, belongs to something else or is damaged."""
+
+
+class OutputError(WsisegError):
+    """An output cannot be written."""

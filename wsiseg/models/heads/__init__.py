@@ -1,0 +1,1 @@
+"""Heads: features of a window to class logits, one file each."""

@@ -1,0 +1,100 @@
+"""A segmenter: extractor + head + classes, with everything a prediction needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsiseg.classes import Classes
+from wsiseg.geometry import Point
+from wsiseg.models.base import FeatureExtractor, Features, Head, cut_tiles
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a prediction takes from the model, and nothing else decides.
+
+    Attributes:
+        name: name in the zoo or stem of the checkpoint file.
+        sha256: digest of the checkpoint file; of the configuration for a model without weights.
+        classes: classes in network order.
+        mpp: micrometres per pixel of its windows.
+        window_px: side of a window.
+        tile_px: side of a tile; window_px is a multiple of it.
+        licence: terms of the weights, an SPDX name or a sentence.
+        config: the resolved configuration, plain data.
+        card: provenance: data, training, metrics, versions; plain data.
+    """
+
+    name: str
+    sha256: str
+    classes: Classes
+    mpp: float
+    window_px: int
+    tile_px: int
+    licence: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Segmenter(nn.Module):
+    """Windows to class probabilities.
+
+    Inference uses `tile_features` and `window_probabilities` so that windows share tiles;
+    `probabilities` does both for whole windows.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, head: Head, info: ModelInfo) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.head = head
+        self.info = info
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights (CPU for a model without any)."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def tile_features(self, tiles: Tensor, places: Sequence[Point], seed: int) -> Features:
+        """Features of tiles (B, 3, tile_px, tile_px) in [-1, 1] at their places."""
+        features: Features = self.extractor(tiles, places, seed)
+        return features
+
+    def window_logits(self, features: Features) -> Tensor:
+        """(B, C, window, window) logits from tile features (B, R, K, channels, h, w)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def window_probabilities(self, features: Features) -> Tensor:
+        """(B, C, window, window) float32 probabilities from features (B, R, K, channels, h, w)."""
+        return self.window_logits(features).float().softmax(dim=1)
+
+    def features(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
+        """Features (B, R, K, channels, h, w) of whole windows (B, 3, R * tile, K * tile).
+
+        Args:
+            images: windows in [-1, 1].
+            places: the place of each window's top left pixel.
+            seed: seed of the noise.
+        """
+        size = self.info.tile_px
+        tiles = cut_tiles(images, size)
+        b, r, k = tiles.shape[:3]
+        spots = [
+            Point(p.x + column * size, p.y + row * size)
+            for p in places
+            for row in range(r)
+            for column in range(k)
+        ]
+        maps = self.tile_features(tiles.flatten(0, 2), spots, seed)
+        return tuple(m.unflatten(0, (b, r, k)) for m in maps)
+
+    def probabilities(self, images: Tensor, places: Sequence[Point], seed: int = 0) -> Tensor:
+        """(B, C, H, W) float32 probabilities of whole windows (B, 3, H, W) in [-1, 1]."""
+        return self.window_probabilities(self.features(images, places, seed))
