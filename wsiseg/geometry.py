@@ -119,4 +119,4 @@ class Grid:
 
     def to_level0(self, x: float, y: float) -> tuple[float, float]:
         """A grid place in level-0 pixels."""
-        return x * self.downsample[0], y * self.downsample[1]
+        return x * self.level0.width / self.size.width, y * self.level0.height / self.size.height

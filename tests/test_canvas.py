@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsiseg.canvas import Canvas
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.errors import CanvasError
+from wsiseg.geometry import Box, Grid, Size
+
+CLASSES = Classes((TissueClass("Other", (9, 9, 9), background=True), TissueClass("Gland", (1, 2, 3))))
+
+
+def make(folder: Path, size: Size = Size(700, 300)) -> Canvas:
+    grid = Grid.at_mpp(size, 0.5, 0.5)
+    return Canvas.create(
+        folder / "a.canvas", grid=grid, classes=CLASSES, record={"slide": {"path": "a"}}, chunk_px=256
+    )
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    canvas = make(tmp_path)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (300, 700), dtype=np.uint8)
+    confidence = rng.integers(0, 256, (300, 700), dtype=np.uint8)
+    assert (canvas.chunk_rows, canvas.chunk_columns) == (2, 3)
+    for row, column in canvas.chunks():
+        box = canvas.chunk_box(row, column)
+        assert not canvas.is_done(row, column)
+        canvas.write_chunk(row, column, labels[box.slices], confidence[box.slices])
+    canvas.set_image("thumbnail", np.full((3, 7, 3), 5, np.uint8))
+    canvas.update_record(status="ok")
+
+    again = Canvas.open(canvas.path)
+    assert all(again.is_done(r, c) for r, c in again.chunks())
+    assert again.record == {"slide": {"path": "a"}, "status": "ok"}
+    assert (again.grid, again.classes) == (canvas.grid, CLASSES)
+    box = Box(100, 50, 555, 222)
+    assert np.array_equal(again.labels(box), labels[box.slices])
+    assert np.array_equal(again.confidence(box), confidence[box.slices])
+    assert again.pixel_counts() == np.bincount(labels.ravel(), minlength=3).tolist()
+    assert again.areas_mm2()["Gland"] == pytest.approx((labels == 2).sum() * 0.25e-6)
+    thumbnail = again.image("thumbnail")
+    assert thumbnail is not None
+    assert thumbnail.shape == (3, 7, 3)
+    assert again.image("tissue") is None
+
+
+def test_unwritten_chunks_are_not_done_and_not_analysed(tmp_path: Path) -> None:
+    canvas = make(tmp_path)
+    canvas.write_chunk(0, 1, np.ones((256, 256), np.uint8), np.ones((256, 256), np.uint8))
+    again = Canvas.open(canvas.path)
+    assert [rc for rc in again.chunks() if again.is_done(*rc)] == [(0, 1)]
+    assert again.labels(Box(0, 0, 256, 300)).max() == 0
+
+
+def test_a_chunk_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
+    canvas = make(tmp_path)
+    with pytest.raises(CanvasError, match="chunk"):
+        canvas.write_chunk(1, 2, np.ones((256, 256), np.uint8), np.ones((256, 256), np.uint8))
+
+
+def test_what_is_not_a_canvas_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(CanvasError, match="not a readable wsiseg canvas"):
+            Canvas.open(path)
+
+
+def test_remove(tmp_path: Path) -> None:
+    canvas = make(tmp_path)
+    canvas.remove()
+    assert not canvas.path.exists()
