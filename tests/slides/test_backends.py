@@ -1,0 +1,193 @@
+"""Which library opens what, and what bad files say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from wsiseg.errors import ResolutionError, SlideError, SlideReadError, UsageError
+from wsiseg.geometry import Box
+from wsiseg.slides import open_slide
+
+
+def picture(height: int = 300, width: int = 400) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x % 256, y % 256, (x + y) % 256], -1).astype(np.uint8)
+
+
+def write_subifds(path: Path, image: np.ndarray) -> None:
+    """An OME-TIFF pyramid whose reduced levels are SubIFDs."""
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        options = {"tile": (64, 64), "photometric": "rgb"}
+        sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+        metadata = {"axes": "YXS", "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm", **sizes}
+        tiff.write(image, subifds=2, metadata=metadata, **options)
+        tiff.write(image[::2, ::2], subfiletype=1, **options)
+        tiff.write(image[::4, ::4], subfiletype=1, **options)
+
+
+def test_ome_pyramid_opens_with_all_levels(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    write_subifds(path, picture())
+    with open_slide(path) as slide:
+        assert (slide.backend, len(slide.level_sizes)) == ("tiffslide", 3)
+        assert (slide.mpp, slide.mpp_source) == (0.5, "properties")
+        grid = slide.grid(0.5)
+        assert np.array_equal(slide.read(grid.box, grid), picture())
+    with open_slide(path, backend="openslide", mpp=0.5) as slide:
+        assert (slide.backend, len(slide.level_sizes)) == ("openslide", 1)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_plain_images(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    Image.fromarray(picture()).save(path)
+    with pytest.raises(ResolutionError, match="--mpp"):
+        open_slide(path)
+    with open_slide(path, mpp=0.62) as slide:
+        assert (slide.backend, slide.vendor, slide.size) == ("image", "image", (400, 300))
+        assert len(slide.quickhash) == 64
+        grid = slide.grid(0.62)
+        wrong = np.abs(slide.read(grid.box, grid).astype(int) - picture())
+        assert wrong.mean() < (8 if name == "a.jpg" else 1e-9)
+
+
+def test_resolution_tags_of_a_plain_tiff(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, picture(), resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    with open_slide(path) as slide:
+        assert (slide.backend, slide.mpp, slide.mpp_source) == ("image", 0.5, "tiff resolution")
+    tifffile.imwrite(path, picture(), resolution=(72, 72), resolutionunit="INCH")
+    with pytest.raises(ResolutionError):
+        open_slide(path)
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    rgba = np.dstack([picture(), np.full((300, 400), 255, np.uint8)])
+    rgba[:100, :, 3] = 0
+    rgba[100:200, :, 3] = 128
+    path = tmp_path / "a.png"
+    Image.fromarray(rgba).save(path)
+    with open_slide(path, mpp=1) as slide:
+        image = slide.read(Box(0, 0, 400, 300), slide.grid(1)).astype(int)
+    assert (image[:100] == 255).all()
+    mixed = (picture()[100:200] * 128.0 + 255 * 127) / 255
+    assert np.abs(image[100:200] - mixed).max() <= 1
+    assert np.array_equal(image[200:], picture()[200:])
+
+
+def test_grey_images_and_tiled_grey_slides(tmp_path: Path) -> None:
+    grey = picture()[..., 0]
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", grey, tile=(64, 64))
+    for name, backend in (("a.png", "auto"), ("a.tif", "auto"), ("a.tif", "tiffslide")):
+        with open_slide(tmp_path / name, mpp=1, backend=backend) as slide:
+            image = slide.read(Box(0, 0, 400, 300), slide.grid(1))
+        assert np.array_equal(image, np.repeat(grey[..., None], 3, 2))
+
+
+def test_deep_images_are_refused(tmp_path: Path) -> None:
+    deep = picture()[..., 0].astype(np.uint16) * 200
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "b.tif", deep, tile=(64, 64))
+    for name, backend in (("a.png", "auto"), ("b.tif", "tiffslide")):
+        with pytest.raises(SlideError, match="8-bit"):
+            open_slide(tmp_path / name, mpp=1, backend=backend)
+
+
+def test_huge_plain_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    limit = Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr("wsiseg.slides.image_backend.MAX_IMAGE_PX", 100_000)
+    with pytest.raises(SlideError, match="convert it to a pyramidal TIFF"):
+        open_slide(path, mpp=1)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_chosen_backend_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    for backend in ("openslide", "tiffslide"):
+        with pytest.raises(SlideError, match=f"{backend} does not read"):
+            open_slide(path, mpp=1, backend=backend)
+    with pytest.raises(UsageError, match="no backend"):
+        open_slide(path, backend="vips")
+
+
+def test_missing_empty_text_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty.svs").touch()
+    (tmp_path / "text.svs").write_text("not a slide\n" * 100)
+    (tmp_path / "folder").mkdir()
+    for name, words in (
+        ("none.svs", "no such file"),
+        ("empty.svs", "empty"),
+        ("text.svs", "not a slide or image"),
+        ("folder", "without a DICOM slide"),
+    ):
+        with pytest.raises(SlideError, match=words) as e:
+            open_slide(tmp_path / name)
+        assert str(tmp_path / name) in str(e.value)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("backend", ["auto", "openslide", "tiffslide"])
+def test_truncated_phantom(phantom: Path, tmp_path: Path, share: float, backend: str) -> None:
+    data = phantom.read_bytes()
+    path = tmp_path / "cut.tif"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(SlideError, match="copy it again"):
+        open_slide(path, backend=backend)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.99])
+def test_truncated_svs(shared_data: Path, tmp_path: Path, share: float) -> None:
+    data = (shared_data / "slides" / "CMU-1-Small-Region.svs").read_bytes()
+    path = tmp_path / "cut.svs"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(SlideError, match="cut short"):
+        open_slide(path)
+
+
+def test_a_damaged_tile_names_slide_and_place(phantom: Path, tmp_path: Path) -> None:
+    data = bytearray(phantom.read_bytes())
+    with tifffile.TiffFile(phantom) as tiff:
+        offset, length = tiff.pages[0].dataoffsets[6], tiff.pages[0].databytecounts[6]
+    data[offset : offset + length] = bytes(length)
+    path = tmp_path / "damaged.tif"
+    path.write_bytes(data)
+    with open_slide(path, backend="openslide") as slide:
+        grid = slide.grid(slide.mpp)
+        slide.read(Box(0, 0, 256, 256), grid)
+        with pytest.raises(
+            SlideReadError, match=r"damaged\.tif: cannot read level 0 at x=300 y=300"
+        ):
+            slide.read(Box(300, 300, 50, 50), grid)
+
+
+def test_truncated_png(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(SlideError, match="damaged image"):
+        open_slide(path, mpp=1)
+
+
+def test_dicom(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "slides" / "dicom"
+    with open_slide(folder / "camelyon_overview.dcm") as slide:
+        assert (slide.vendor, slide.size) == ("dicom", (1152, 700))
+        assert slide.mpp == pytest.approx(28.9685)
+    with pytest.raises(SlideError, match="holds 2 DICOM slides"):
+        open_slide(folder)
+    copy = tmp_path / "case"
+    copy.mkdir()
+    (copy / "a.dcm").write_bytes((folder / "cmu1_small_jpeg.dcm").read_bytes())
+    with open_slide(copy) as slide:
+        assert slide.size == (957, 715)
+        assert slide.read(Box(0, 0, 5, 5), slide.grid(slide.mpp)).shape == (5, 5, 3)

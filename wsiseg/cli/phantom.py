@@ -1,0 +1,49 @@
+"""`wsiseg phantom`: a synthetic slide. Knows words, not pixels."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)[xX](\d+)", value)
+    if match is None:
+        raise click.BadParameter(f"write it as WIDTHxHEIGHT, such as 3000x2500, not {value}")
+    return int(match[1]), int(match[2])
+
+
+@click.command("phantom")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--size", required=True, callback=_parse_size, metavar="WxH", help="Level 0 in pixels."
+)
+@click.option("--mpp", type=float, default=0.5, show_default=True, help="Micrometres per pixel.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides every detail.")
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    help="Also write the truth: a TIFF with 0 = glass, 1 = stroma, 2 = gland.",
+)
+def command(out: Path, size: tuple[int, int], mpp: float, seed: int, truth: Path | None) -> None:
+    """Make a synthetic H&E colon slide with known truth.
+
+    OUT is a pyramidal JPEG TIFF with its resolution, which any viewer opens.
+    """
+    from tqdm import tqdm
+
+    from wsiseg.geometry import Size
+    from wsiseg.slides.phantom import write_phantom
+
+    with tqdm(unit="row", disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        write_phantom(out, Size(*size), mpp=mpp, seed=seed, truth=truth, progress=show)
+    click.echo(f"{out}: {size[0]} x {size[1]} px at {mpp:g} um per pixel")
+    if truth is not None:
+        click.echo(f"{truth}: its truth (0 glass, 1 stroma, 2 gland)")

@@ -1,0 +1,124 @@
+"""Chooses the library that reads a slide file. Knows no target resolution."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import tifffile
+
+from wsiseg.errors import SlideError
+from wsiseg.slides.backend_base import TIFF_ERRORS, Backend, NotThisBackend
+from wsiseg.slides.image_backend import ImageBackend
+from wsiseg.slides.openslide_backend import OpenSlideBackend
+from wsiseg.slides.tiff_check import is_cut_short, is_tiff
+from wsiseg.slides.tiffslide_backend import TiffSlideBackend
+
+
+def open_backend(path: Path, backend: str) -> Backend:
+    """The backend that reads a file.
+
+    Args:
+        path: the slide file, or a folder with one DICOM slide.
+        backend: "openslide" or "tiffslide" for that one only; "auto" for OpenSlide, then
+            tiffslide, then a plain image. "auto" also prefers tiffslide where OpenSlide sees one
+            level of a TIFF and tiffslide sees a pyramid (levels kept as SubIFDs).
+
+    Raises:
+        SlideError: nothing is there, or nothing that can be read.
+    """
+    path = _slide_file(path)
+    if backend != "tiffslide":
+        try:
+            found = OpenSlideBackend(path)
+            return _with_all_levels(path, found) if backend == "auto" else found
+        except NotThisBackend:
+            pass
+    tiff = is_tiff(path)
+    if tiff and is_cut_short(path):
+        raise SlideError(f"{path}: the file is cut short; copy it again")
+    if backend == "tiffslide" and tiff:
+        return TiffSlideBackend(path)
+    if backend != "auto":
+        raise SlideError(f"{path}: {backend} does not read this format; try --backend auto")
+    if tiff and _is_tiled(path):
+        return TiffSlideBackend(path)
+    try:
+        return ImageBackend(path)
+    except NotThisBackend as e:
+        raise SlideError(
+            f"{path}: not a slide or image that can be read; give SVS, NDPI, MIRAX, SCN, BIF, "
+            "DICOM, TIFF, PNG or JPEG"
+        ) from e
+
+
+def file_digest(path: Path) -> str:
+    """sha256, as hex, of a file's size, first MiB and last MiB."""
+    path = _slide_file(path)
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(1 << 20))
+        file.seek(max(0, size - (1 << 20)))
+        digest.update(file.read(1 << 20))
+    return digest.hexdigest()
+
+
+def _slide_file(path: Path) -> Path:
+    """The file to open: `path` itself, or the first DICOM file of a folder."""
+    try:
+        if path.is_dir():
+            return _dicom_file(path)
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError as e:
+        raise SlideError(f"{path}: no such file; check the path") from e
+    except OSError as e:
+        raise SlideError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
+    if empty:
+        raise SlideError(f"{path}: the file is empty; copy it again")
+    return path
+
+
+def _dicom_file(folder: Path) -> Path:
+    """A file of the only DICOM slide in a folder (a slide has a file for each level)."""
+    slides: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.dcm")):
+        try:
+            backend = OpenSlideBackend(file)
+        except (NotThisBackend, SlideError):
+            continue
+        slides.setdefault(backend.properties["openslide.quickhash-1"], file)
+        backend.close()
+    if not slides:
+        raise SlideError(f"{folder}: is a folder without a DICOM slide; give a slide file")
+    if len(slides) > 1:
+        raise SlideError(
+            f"{folder}: holds {len(slides)} DICOM slides; give one of their files, such as "
+            f"{next(iter(slides.values())).name}"
+        )
+    return next(iter(slides.values()))
+
+
+def _with_all_levels(path: Path, backend: OpenSlideBackend) -> Backend:
+    """The backend itself, or tiffslide where that sees a pyramid and OpenSlide one level."""
+    if backend.vendor != "generic-tiff" or len(backend.level_sizes) > 1:
+        return backend
+    try:
+        other = TiffSlideBackend(path)
+    except (NotThisBackend, SlideError):
+        return backend
+    if len(other.level_sizes) > 1 and other.level_sizes[0] == backend.level_sizes[0]:
+        backend.close()
+        return other
+    other.close()
+    return backend
+
+
+def _is_tiled(path: Path) -> bool:
+    """Whether tifffile reads the TIFF and its first page is tiled."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return bool(tiff.pages.first.is_tiled)
+    except (tifffile.TiffFileError, *TIFF_ERRORS):
+        return False
