@@ -1,1 +1,1 @@
-"""Networks: extractors, heads, segmenters and their files. Knows no slides and writes no outputs."""
+"""Networks: extractors, heads, segmenters and their files. Knows no slides and no outputs."""

@@ -28,9 +28,13 @@ class FeatureSpec(NamedTuple):
     stride: int
 
 
-def to_tensor(images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-    """uint8 RGB images (B, H, W, 3) as a (B, 3, H, W) float32 tensor in [-1, 1]."""
-    batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(images))))
+def to_tensor(
+    images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
+    *,
+    device: torch.device | None = None,
+) -> Tensor:
+    """uint8 RGB images (B, H, W, 3) as a (B, 3, H, W) float32 tensor in [-1, 1] on a device."""
+    batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(images)))).to(device)
     return batch.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
 
 

@@ -93,7 +93,7 @@ class Segmenter(nn.Module):
             for column in range(k)
         ]
         maps = self.tile_features(tiles.flatten(0, 2), spots, seed)
-        return tuple(m.unflatten(0, (b, r, k)) for m in maps)
+        return tuple(torch.unflatten(m, 0, (b, r, k)) for m in maps)
 
     def probabilities(self, images: Tensor, places: Sequence[Point], seed: int = 0) -> Tensor:
         """(B, C, H, W) float32 probabilities of whole windows (B, 3, H, W) in [-1, 1]."""

@@ -1,0 +1,122 @@
+"""`wsiseg models list` and `show`, as text and JSON; import is tested with the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from wsiseg.cli.models import command
+from wsiseg.errors import CheckpointError
+from wsiseg.models import zoo
+from wsiseg.models.checkpoint import save_checkpoint
+from wsiseg.models.registry import ModelConfig, build_segmenter
+
+COUNTS = {
+    "hipt": 21665664,
+    "unet": 400920579,
+    "first_stage": 55322782,
+    "conditioner": 590848,
+    "fcn": 17470150,
+}
+
+
+def output(*arguments: str) -> str:
+    result = CliRunner().invoke(command, list(arguments))
+    assert result.exit_code == 0, result.output
+    assert result.exception is None
+    return result.output
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    entry = zoo.MODELS["stain-threshold"]
+    assert entry.config is not None
+    config = ModelConfig(
+        extractor={"name": "stain"},
+        head={"name": "fcn", "widths": [4, 4, 4]},
+        classes=entry.config.classes,
+        mpp=0.62,
+    )
+    card = {"data": {"train": "synthetic"}, "metrics": {"accuracy": 0.9}, "limits": ["a", "b"]}
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, build_segmenter(config), card=card, licence="CC0-1.0")
+    return path
+
+
+def test_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WSISEG_WEIGHTS", str(tmp_path))
+    rows = {r["name"]: r for r in json.loads(output("list", "--json"))}
+    assert list(rows) == list(zoo.MODELS)
+    assert rows["stain-threshold"]["state"] == "needs no weights"
+    assert rows["stain-threshold"]["mpp"] == 0.5
+    assert rows["pathsegdiff-brca"]["state"] == "weights not imported"
+    monkeypatch.setattr(zoo, "BUNDLED", tmp_path)
+    text = output("list")
+    assert "glas-small  [not in this installation]" in text
+    assert all(name in text for name in zoo.MODELS)
+
+
+def test_list_with_a_file(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zoo, "BUNDLED", tmp_path)
+    checkpoint.rename(tmp_path / "glas-small.safetensors")
+    text = output("list")
+    assert "glas-small  [ready]" in text
+    assert "0.62 um per pixel" in text
+    assert "card" in output("show", "glas-small")
+
+
+def test_show_full_size_as_json() -> None:
+    about = json.loads(output("show", "pathsegdiff-brca", "--json"))
+    assert {k: about[k] for k in COUNTS} == COUNTS
+    assert about["config"]["extractor"]["timesteps"] == [50]
+    assert (about["config"]["mpp"], about["config"]["window_px"]) == (0.5, 768)
+    assert len(about["features"]) == 13
+    assert about["features"][12] == {
+        "tap": 12,
+        "block": "decoder 11",
+        "timestep": 50,
+        "channels": 192,
+        "stride": 4,
+        "side": 64,
+    }
+    assert "drive.google.com" in about["sources"]["ldm"]
+    assert "vit256_small_dino.pth" in about["sources"]["hipt"]
+    two = json.loads(output("show", "pathsegdiff-brca", "--json", "--classes", "2"))
+    assert two["fcn"] == COUNTS["fcn"] - 4 * 577
+
+
+def test_show_full_size_as_text() -> None:
+    text = output("show", "pathsegdiff-brca")
+    for count in COUNTS.values():
+        assert f"{count:,}" in text
+    assert "decoder 11" in text
+    assert "where the original weights are obtained" in text
+
+
+def test_show_a_file(checkpoint: Path) -> None:
+    text = output("show", str(checkpoint))
+    assert "0.62 um per pixel" in text
+    assert "Other tissue  (background)" in text
+    assert "accuracy: 0.9" in text
+    assert "limits: a, b" in text
+    about = json.loads(output("show", str(checkpoint), "--json"))
+    assert about["licence"] == "CC0-1.0"
+    assert about["trained_head"] is True
+    assert about["fcn"] == about["total"]
+
+
+def test_show_what_is_not_there(tmp_path: Path) -> None:
+    for name, message in (
+        ("resnet", "'resnet' is not known; use glas-small"),
+        (str(tmp_path / "x.safetensors"), "there is no such file"),
+    ):
+        result = CliRunner().invoke(command, ["show", name])
+        assert isinstance(result.exception, CheckpointError)
+        assert message in str(result.exception)

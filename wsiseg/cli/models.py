@@ -1,0 +1,164 @@
+"""`wsiseg models`: list the named models, show one, import the authors' weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsiseg.errors import UsageError
+
+
+@click.group()
+def command() -> None:
+    """List, show and import models."""
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(as_json: bool) -> None:
+    """List the models that have a name."""
+    from wsiseg.models.describe import list_models
+
+    rows = list_models()
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']}  [{row['state']}]")
+        click.echo(f"    {row['summary']}")
+        if "classes" in row:
+            click.echo(f"    classes: {', '.join(row['classes'])}; {row['mpp']:g} um per pixel")
+        click.echo(f"    licence: {row['licence']}")
+
+
+@command.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--classes",
+    "class_count",
+    type=click.IntRange(1, 254),
+    default=6,
+    show_default=True,
+    help="Classes of the head, for an architecture without a trained one.",
+)
+def show(model: str, as_json: bool, class_count: int) -> None:
+    """Show parts, feature maps, terms and card of MODEL, a name or a file."""
+    from wsiseg.models.describe import describe
+
+    about = describe(model, class_count=class_count)
+    if as_json:
+        click.echo(json.dumps(about, indent=2))
+        return
+    for line in _page(about):
+        click.echo(line)
+
+
+@command.command("import")
+@click.option("--ldm", required=True, type=Path, help="The authors' diffusion model (last.ckpt).")
+@click.option("--hipt", required=True, type=Path, help="HIPT (vit256_small_dino.pth).")
+@click.option("--out", type=Path, help="The .safetensors file to write.")
+@click.option(
+    "--name",
+    help="Import as this model: the files must fit its architecture, and without --out they go "
+    "where the name is looked for.",
+)
+@click.option(
+    "--arch",
+    type=Path,
+    help="YAML with the extractor's configuration, for files whose settings cannot be read off.",
+)
+@click.option("--ema", is_flag=True, help="Take the U-Net's moving average.")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open files that hold other objects than tensors. This runs code that the file names: "
+    "only for files that you trust.",
+)
+def import_command(
+    ldm: Path, hipt: Path, out: Path | None, name: str | None, arch: Path | None, **flags: bool
+) -> None:
+    """Bring the authors' checkpoints into one file, an extractor to train heads on."""
+    from wsiseg.models.weights import import_weights
+
+    target, architecture = _target(out, name, arch)
+    card = import_weights(ldm, hipt, out=target, arch=architecture, **flags)
+    for part, count in card["parameters"].items():
+        click.echo(f"{part:<12} {count:>13,} parameters")
+    click.echo(f"noise schedule: {card['schedule']}")
+    click.echo(f"U-Net weights: {card['unet_weights']}")
+    for prefix, count in card["left_out"].items():
+        click.echo(f"left out: {count} tensors {prefix}*")
+    click.echo(f"written: {target}")
+
+
+def _target(
+    out: Path | None, name: str | None, arch: Path | None
+) -> tuple[Path, Mapping[str, Any] | None]:
+    """Where to write, and the architecture that the files must fit (None: read off them)."""
+    from wsiseg.config import load_yaml
+    from wsiseg.models.zoo import MODELS
+
+    names = [e.name for e in MODELS.values() if e.weights == "imported" and not e.shares]
+    if name is not None and name not in names:
+        raise UsageError(f"--name {name}: must be one of {', '.join(names)}")
+    entry = MODELS[name] if name else None
+    target = out or (entry.path if entry else None)
+    if target is None:
+        raise UsageError("give --out FILE.safetensors or --name MODEL")
+    if arch is not None:
+        return target, {"name": "pathsegdiff", **load_yaml(arch)}
+    return target, entry.extractor if entry else None
+
+
+def _page(about: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a description for people."""
+    config, trained = about["config"], about["trained_head"]
+    yield about["name"]
+    for key in ("summary", "state", "kind", "licence"):
+        if key in about:
+            yield f"  {key}: {about[key]}"
+    tile = config["extractor"]["tile_px"]
+    yield f"  window {config['window_px']} px at {config['mpp']:g} um per pixel, tile {tile} px"
+    if trained:
+        yield "classes"
+        for row in config["classes"]:
+            note = "  (background)" if row["background"] else ""
+            yield f"  {row['value']:>3}  {row['name']}{note}"
+    yield "parameters" + ("" if trained else f" (for {about['class_count']} classes)")
+    for part in (*about["parts"], "total"):
+        yield f"  {part:<12} {about[part]:>13,}"
+    yield from _feature_lines(about["features"])
+    titles = {"sources": "where the original weights are obtained", "card": "card"}
+    for key, title in titles.items():
+        if key in about:
+            yield title
+            yield from _nested(about[key], "  ")
+
+
+def _feature_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "feature maps of a tile"
+    yield "  tap  block         t  channels  stride  side"
+    for row in rows:
+        step = "-" if row["timestep"] is None else row["timestep"]
+        yield (
+            f"  {row['tap']:>3}  {row['block']:<10} {step:>4} {row['channels']:>9} "
+            f"{row['stride']:>7} {row['side']:>5}"
+        )
+    yield f"  together {sum(r['channels'] for r in rows):>22}"
+
+
+def _nested(data: Any, indent: str) -> Iterator[str]:
+    """Plain data as indented lines."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{key}"
+            yield from _nested(value, indent + "  ")
+        elif isinstance(value, list):
+            yield f"{indent}{key}: {', '.join(str(v) for v in value)}"
+        else:
+            yield f"{indent}{key}: {value}"

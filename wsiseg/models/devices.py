@@ -1,0 +1,30 @@
+"""The device to compute on. Knows no models."""
+
+from __future__ import annotations
+
+import torch
+
+from wsiseg.errors import ModelError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ModelError: the device is unknown or not there.
+    """
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ModelError(f"device {name!r}: use auto, cpu, cuda, cuda:N or mps") from e
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": mps,
+    }
+    if not there.get(device.type, False):
+        raise ModelError(f"device {name}: not there; use --device auto or cpu")
+    return device

@@ -1,0 +1,244 @@
+"""The tables of extractors and heads, and the typed configuration of a model. Knows no files.
+
+A new extractor or head is a file, a line in its table and a YAML; the contract tests run over the
+tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from wsiseg.classes import Classes
+from wsiseg.config import from_mapping, to_mapping
+from wsiseg.errors import ConfigError
+from wsiseg.models.base import FeatureExtractor, Head
+from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig, PathSegDiffExtractor
+from wsiseg.models.extractors.stain import StainConfig, StainExtractor
+from wsiseg.models.heads.fcn import FCN, FCNConfig
+from wsiseg.models.heads.threshold import ThresholdConfig, ThresholdHead
+from wsiseg.models.segmenter import ModelInfo, Segmenter
+
+MPP_RANGE = (0.02, 200.0)
+"""Micrometres per pixel that a model can plausibly be made for."""
+
+
+class ExtractorEntry(NamedTuple):
+    """A line of EXTRACTORS.
+
+    Attributes:
+        config: the configuration's dataclass; it has a field `tile_px`.
+        build: the extractor of such a configuration.
+        options: keys that may be changed without other weights.
+    """
+
+    config: type[Any]
+    build: Callable[[Any], FeatureExtractor]
+    options: tuple[str, ...] = ()
+
+
+class HeadEntry(NamedTuple):
+    """A line of HEADS.
+
+    Attributes:
+        config: the configuration's dataclass.
+        build: the head for an extractor, a number of classes and such a configuration.
+    """
+
+    config: type[Any]
+    build: Callable[[FeatureExtractor, int, Any], Head]
+
+
+def _fcn(extractor: FeatureExtractor, class_count: int, config: FCNConfig) -> Head:
+    return FCN(extractor.specs, class_count, config, tile_px=extractor.tile_px)
+
+
+def _threshold(extractor: FeatureExtractor, class_count: int, config: ThresholdConfig) -> Head:
+    if [tuple(s) for s in extractor.specs] != [(1, 1)] or class_count != 2:
+        raise ConfigError("head threshold: needs an extractor with one full-size map and 2 classes")
+    return ThresholdHead(config)
+
+
+EXTRACTORS: dict[str, ExtractorEntry] = {
+    "pathsegdiff": ExtractorEntry(
+        PathSegDiffConfig, PathSegDiffExtractor, ("timesteps", "taps", "conditioning")
+    ),
+    "stain": ExtractorEntry(StainConfig, StainExtractor),
+}
+
+HEADS: dict[str, HeadEntry] = {
+    "fcn": HeadEntry(FCNConfig, _fcn),
+    "threshold": HeadEntry(ThresholdConfig, _threshold),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides what a model computes, apart from its weights.
+
+    `extractor` and `head` are mappings {name: a line of the table, ...the keys of its
+    configuration}; they are checked and completed with the defaults when the object is made, so
+    that `to_mapping` gives the resolved configuration and `from_mapping` takes it back.
+    """
+
+    extractor: Any
+    """Mapping: name in EXTRACTORS and its configuration."""
+    head: Any
+    """Mapping: name in HEADS and its configuration."""
+    classes: Any
+    """Classes in network order, or their rows as of `Classes.to_list`."""
+    mpp: float = 0.5
+    """Micrometres per pixel of a window."""
+    window_px: int = 768
+    """Side of a window in pixels; a multiple of the extractor's tile."""
+    input: Literal["rgb/127.5-1"] = "rgb/127.5-1"
+    """How pixels become numbers: uint8 RGB / 127.5 - 1."""
+
+    def __post_init__(self) -> None:
+        classes = (
+            self.classes if isinstance(self.classes, Classes) else Classes.from_list(self.classes)
+        )
+        extractor = resolve(self.extractor, EXTRACTORS, "extractor")
+        resolved = {
+            "extractor": extractor,
+            "head": resolve(self.head, HEADS, "head"),
+            "classes": classes.to_list(),
+        }
+        for key, value in resolved.items():
+            object.__setattr__(self, key, value)
+        low, high = MPP_RANGE
+        if not (math.isfinite(self.mpp) and low <= self.mpp <= high):
+            raise ConfigError(f"mpp {self.mpp}: must be from {low} to {high} um per pixel")
+        tile = extractor["tile_px"]
+        if self.window_px <= 0 or self.window_px % tile:
+            raise ConfigError(f"window_px {self.window_px}: must be a multiple of the tile, {tile}")
+
+
+def resolve(
+    data: Any, table: Mapping[str, ExtractorEntry] | Mapping[str, HeadEntry], where: str
+) -> dict[str, Any]:
+    """The mapping {name, ...configuration} checked and completed with the defaults.
+
+    Raises:
+        ConfigError: no or unknown name, unknown keys, values that cannot be.
+    """
+    config = typed_config(data, table, where)
+    return {"name": data["name"], **to_mapping(config)}
+
+
+def typed_config(
+    data: Any, table: Mapping[str, ExtractorEntry] | Mapping[str, HeadEntry], where: str
+) -> Any:
+    """The configuration object of a mapping {name, ...configuration}.
+
+    Raises:
+        ConfigError: as in `resolve`.
+    """
+    if not isinstance(data, Mapping) or "name" not in data:
+        raise ConfigError(f"{where}: must be a mapping with a name, one of {', '.join(table)}")
+    name = data["name"]
+    if not isinstance(name, str) or name not in table:
+        raise ConfigError(f"{where}.name: {name!r} is not one of {', '.join(table)}")
+    rest = {k: v for k, v in data.items() if k != "name"}
+    return from_mapping(table[name].config, rest, where)
+
+
+def extractor_mapping(extractor: FeatureExtractor) -> dict[str, Any]:
+    """The resolved {name, ...configuration} of an extractor that was built from the table."""
+    config = getattr(extractor, "config", None)
+    for name, entry in EXTRACTORS.items():
+        if type(config) is entry.config:
+            return {"name": name, **to_mapping(config)}
+    raise ConfigError(f"{type(extractor).__name__} is not an extractor of the table")
+
+
+def with_options(config: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An extractor's mapping with some keys changed, of those that need no other weights.
+
+    Raises:
+        ConfigError: another key.
+    """
+    allowed = EXTRACTORS[config["name"]].options
+    for key in options or {}:
+        if key not in allowed:
+            raise ConfigError(
+                f"extractor.{key}: cannot be changed without other weights; these can: "
+                f"{', '.join(allowed) or 'none'}"
+            )
+    return {**config, **(options or {})}
+
+
+def build_extractor(data: Mapping[str, Any]) -> FeatureExtractor:
+    """The extractor of a mapping {name, ...configuration}, with random weights.
+
+    Raises:
+        ConfigError: as in `resolve`.
+    """
+    config = typed_config(data, EXTRACTORS, "extractor")
+    return EXTRACTORS[data["name"]].build(config)
+
+
+def extractor_skeleton(config: Any, *, whole: bool = True) -> FeatureExtractor:
+    """An extractor whose tensors have shapes but no memory (the meta device).
+
+    Args:
+        config: mapping {name, ...configuration}.
+        whole: with what only training needs (the first stage's decoder); a segmenter's file is
+            without.
+
+    Raises:
+        ConfigError: as in `resolve`.
+    """
+    with torch.device("meta"):
+        extractor = build_extractor(config)
+    drop = getattr(extractor, "drop_decoder", None)
+    if drop is not None and not whole:
+        drop()
+    return extractor
+
+
+def build_segmenter(
+    config: ModelConfig,
+    *,
+    extractor: FeatureExtractor | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Segmenter:
+    """The segmenter of a configuration.
+
+    Args:
+        config: the model.
+        extractor: one to use instead of a new one with random weights; its configuration must be
+            that of `config`.
+        info: fields of ModelInfo that the configuration does not hold: name, sha256, licence, card.
+
+    Raises:
+        ConfigError: head, extractor and classes that do not fit one another.
+    """
+    if extractor is None:
+        extractor = build_extractor(config.extractor)
+    elif extractor_mapping(extractor) != config.extractor:
+        raise ConfigError("the extractor given is not of the model's configuration")
+    classes = Classes.from_list(config.classes)
+    head_config = typed_config(config.head, HEADS, "head")
+    head = HEADS[config.head["name"]].build(extractor, len(classes), head_config)
+    resolved = to_mapping(config)
+    known = {
+        "name": config.extractor["name"],
+        "sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest(),
+        **(info or {}),
+    }
+    described = ModelInfo(
+        **known,
+        classes=classes,
+        mpp=config.mpp,
+        window_px=config.window_px,
+        tile_px=extractor.tile_px,
+        config=resolved,
+    )
+    return Segmenter(extractor, head, described)

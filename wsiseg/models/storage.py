@@ -1,0 +1,246 @@
+"""One safetensors file with JSON metadata under one key: written whole or not at all, never pickle.
+
+Knows no networks. The header is read and checked before any tensor is: what the file is, whether
+it is complete, which format version it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from wsiseg.errors import CheckpointError, OutputError
+
+FORMAT = 1
+"""Version of the metadata; a file with a higher one is refused."""
+KEY = "wsiseg"
+"""The key of the safetensors metadata that holds the JSON."""
+KINDS = ("segmenter", "extractor")
+"""What a file can hold: extractor and head, or an extractor alone."""
+Precision = Literal["float32", "float16"]
+"""How floating tensors are stored; they are float32 again when read."""
+MAX_HEADER = 100_000_000
+MAX_METADATA = 4_000_000
+
+_FOREIGN = (
+    # (first bytes, what such a file is)
+    (b"PK\x03\x04", "a zip archive, as torch.save writes"),
+    (b"\x80\x02", "a pickle file"),
+    (b"\x80\x03", "a pickle file"),
+    (b"\x80\x04", "a pickle file"),
+    (b"\x80\x05", "a pickle file"),
+    (b"\x89HDF", "an HDF5 file"),
+)
+
+
+def pack(state: Mapping[str, Tensor], prefix: str, dtype: Precision) -> dict[str, Tensor]:
+    """The tensors to store under prefixed names.
+
+    Args:
+        state: a state dict.
+        prefix: put before each name.
+        dtype: float16 rounds tensors of two and more dimensions; vectors stay float32.
+
+    Raises:
+        CheckpointError: values that are not finite, or not in the range of float16.
+    """
+    packed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            half = dtype == "float16" and tensor.dim() > 1
+            tensor = tensor.detach().to(torch.float16 if half else torch.float32)
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(
+                    f"{prefix}{name}: values are not finite as {tensor.dtype}; not written"
+                )
+        packed[prefix + name] = tensor
+    return packed
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and metadata under a temporary name in the same folder, then rename.
+
+    Args:
+        path: the file; replaced if it exists.
+        tensors: by name; each is stored by itself, tensors that share memory included.
+        metadata: plain data; `format` is added.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    text = json.dumps({"format": FORMAT, **metadata}, allow_nan=False, sort_keys=True)
+    if len(text.encode()) > MAX_METADATA:
+        raise OutputError(f"{path}: the card is over {MAX_METADATA} bytes; shorten it")
+    part: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        part = Path(name)
+        save_file(_unshared(tensors), name, metadata={KEY: text})
+        part.chmod(0o644)
+        part.replace(path)
+    except (OSError, SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise OutputError(f"{path}: cannot write the checkpoint ({reason})") from e
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors of which no two share memory."""
+    result: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        kept = tensor.detach().to("cpu").contiguous()
+        pointer = kept.untyped_storage().data_ptr()
+        if pointer in seen:
+            kept = kept.clone()
+        seen.add(kept.untyped_storage().data_ptr())
+        result[name] = kept
+    return result
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Metadata and tensor shapes of a checkpoint, without reading the tensors.
+
+    Returns:
+        (metadata, shapes by tensor name).
+
+    Raises:
+        CheckpointError: the file is missing, empty, truncated, of another kind, without wsiseg's
+            metadata or of a newer format.
+    """
+    header = _json_header(path)
+    meta = header.pop("__metadata__", None)
+    text = meta.get(KEY) if isinstance(meta, dict) else None
+    if not isinstance(text, str):
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not one of wsiseg; bring the authors' weights in "
+            "with 'wsiseg models import'"
+        )
+    metadata = _parse_metadata(path, text)
+    try:
+        shapes = {name: tuple(int(n) for n in t["shape"]) for name, t in header.items()}
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path}: damaged header; fetch the file again") from e
+    return metadata, shapes
+
+
+def _json_header(path: Path) -> dict[str, Any]:
+    """The safetensors header, after checking that the file is one and complete."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            _refuse_foreign(path, start, size)
+            length = struct.unpack("<Q", start)[0]
+            if length > MAX_HEADER:
+                raise CheckpointError(f"{path}: not a safetensors file; give a wsiseg checkpoint")
+            text = file.read(length)
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{path}: there is no such file") from e
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror or e})") from e
+    if not text.startswith(b"{"):
+        raise CheckpointError(f"{path}: not a safetensors file; give a wsiseg checkpoint")
+    if len(text) < length:
+        raise CheckpointError(f"{path}: truncated inside its header; fetch the file again")
+    try:
+        header: dict[str, Any] = json.loads(text)
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, AttributeError) as e:
+        raise CheckpointError(f"{path}: damaged header; fetch the file again") from e
+    if size != expected:
+        raise CheckpointError(
+            f"{path}: {size} bytes where its header says {expected}; fetch the file again"
+        )
+    return header
+
+
+def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
+    if size == 0:
+        raise CheckpointError(f"{path}: the file is empty")
+    for magic, what in _FOREIGN:
+        if start.startswith(magic):
+            raise CheckpointError(
+                f"{path}: {what}, which can run code when opened; bring the authors' weights in "
+                "with 'wsiseg models import'"
+            )
+    if len(start) < 8:
+        raise CheckpointError(f"{path}: not a safetensors file; give a wsiseg checkpoint")
+
+
+def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
+    if len(text) > MAX_METADATA:
+        raise CheckpointError(f"{path}: {len(text)} characters of metadata, which cannot be")
+    try:
+        metadata: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path}: damaged metadata; fetch the file again") from e
+    version = metadata.get("format") if isinstance(metadata, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path}: metadata without a format version; fetch the file again")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {version}, this wsiseg reads up to {FORMAT}; update wsiseg"
+        )
+    if metadata.get("kind") not in KINDS:
+        raise CheckpointError(
+            f"{path}: holds {metadata.get('kind')!r}, not one of {', '.join(KINDS)}"
+        )
+    return metadata
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of the file on the CPU, floating ones as float32.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor: Tensor = file.get_tensor(name)
+                kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                tensors[name] = tensor.to(kind, copy=True)  # own memory: the file may be replaced
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"{path}: cannot be read ({e}); fetch the file again") from e
+    return tensors
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror or e})") from e
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Hexadecimal SHA-256 of a configuration and of tensors' names, shapes and float32 values."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu")
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        digest.update(f"\0{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
