@@ -1,1 +1,1 @@
-"""room"""
+"""Fitting and measuring networks. The only room that changes weights."""

@@ -1,0 +1,117 @@
+"""Random crops, flips, scales and stain variation of images and masks. Knows no data set.
+
+Geometry is drawn per image with Pillow (one resampling), stain per batch on tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How much images are varied."""
+
+    scale: tuple[float, float] = (0.8, 1.25)
+    """Range of the magnification, log-uniform; 1 = the model's mpp."""
+    rotate: bool = True
+    """Whether to rotate by any angle (else by multiples of 90 degrees)."""
+    stain_gain: float = 0.2
+    """Optical density of each channel is multiplied by 1 +- this."""
+    stain_shift: float = 0.05
+    """And shifted by +- this."""
+
+
+def stain_jitter(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] with their optical density scaled and shifted per channel."""
+    if not (config.stain_gain or config.stain_shift):
+        return images
+    b = len(images)
+    gain = 1 + config.stain_gain * (2 * torch.rand(b, 3, 1, 1, generator=generator) - 1)
+    shift = config.stain_shift * (2 * torch.rand(b, 3, 1, 1, generator=generator) - 1)
+    density = -torch.log(((images + 1) * 127.5 + 1) / 256)
+    varied = torch.exp(-(density * gain + shift).clamp(min=0)) * 256 - 1
+    return (varied / 127.5 - 1).clamp(-1, 1)
+
+
+def random_crop(
+    image: Image.Image, size_px: int, rng: np.random.Generator, *, scale: tuple[float, float]
+) -> UInt8:
+    """A square crop (size, size, 3) of an image at a random place, scale, flip and quarter turn.
+
+    A crop that would not fit is magnified until it does.
+    """
+    factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
+    side = min(size_px / factor, image.width, image.height)
+    left = rng.uniform(0, image.width - side)
+    top = rng.uniform(0, image.height - side)
+    crop = image.resize(
+        (size_px, size_px), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+    )
+    pixels = np.asarray(crop)
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(np.rot90(pixels, int(rng.integers(4))))
+
+
+def at_mpp(image: UInt8, mask: UInt8, ratio: float) -> tuple[UInt8, UInt8]:
+    """Image (area-averaged when shrinking) and mask (nearest) scaled by `ratio`."""
+    size = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))
+    how = Image.Resampling.BOX if ratio < 1 else Image.Resampling.BICUBIC
+    small = Image.fromarray(image).resize(size, how)
+    labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(small), np.asarray(labels)
+
+
+def random_patch(
+    image: UInt8,
+    mask: UInt8,
+    size: tuple[int, int],
+    *,
+    rng: np.random.Generator,
+    config: AugmentConfig,
+) -> tuple[UInt8, UInt8]:
+    """A patch at a random place, angle, scale and flip; mirrored beyond the image's edges.
+
+    Args:
+        image: (H, W, 3) uint8 at the model's mpp.
+        mask: (H, W) uint8.
+        size: (height, width) of the patch.
+        rng: source of randomness.
+        config: ranges.
+
+    Returns:
+        The patch and its mask.
+    """
+    height, width = size
+    factor = float(np.exp(rng.uniform(*np.log(config.scale))))
+    angle = rng.uniform(0, 2 * np.pi) if config.rotate else rng.integers(4) * np.pi / 2
+    flip = -1.0 if rng.random() < 0.5 else 1.0
+    cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
+    reach = int(np.ceil(np.hypot(height, width) / 2 / factor)) + 2
+    cx = _centre(image.shape[1], width / factor, rng) + reach
+    cy = _centre(image.shape[0], height / factor, rng) + reach
+    a, b, d, e = cos * flip, -sin, sin * flip, cos
+    x0, y0 = cx - a * width / 2 - b * height / 2, cy - d * width / 2 - e * height / 2
+    pad = ((reach, reach), (reach, reach))
+    sheet = Image.fromarray(np.pad(image, (*pad, (0, 0)), mode="symmetric"))
+    labels = Image.fromarray(np.pad(mask, pad, mode="symmetric"))
+    matrix = (a, b, x0, d, e, y0)
+    affine = Image.Transform.AFFINE
+    patch = sheet.transform((width, height), affine, matrix, Image.Resampling.BILINEAR)
+    target = labels.transform((width, height), affine, matrix, Image.Resampling.NEAREST)
+    return np.asarray(patch), np.asarray(target)
+
+
+def _centre(extent: float, needed: float, rng: np.random.Generator) -> float:
+    """A centre that keeps the patch inside where it fits, else the middle."""
+    half = min(needed, extent) / 2
+    return float(rng.uniform(half, extent - half))

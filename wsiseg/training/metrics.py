@@ -1,0 +1,54 @@
+"""Pixel metrics from confusion matrices. Knows no networks and no files.
+
+Definitions (one pooled matrix, ignored pixels left out): accuracy is micro; Dice, F1 and IoU are
+computed per class and averaged over the classes that occur in truth or prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.classes import IGNORE, Classes
+
+Matrix = npt.NDArray[np.int64]
+
+
+def confusion_matrix(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], count: int) -> Matrix:
+    """(C, C) pixel counts, rows = truth, columns = prediction; truth 255 is left out."""
+    keep = truth != IGNORE
+    index = truth[keep].astype(np.int64) * count + predicted[keep].astype(np.int64)
+    return np.bincount(index.ravel(), minlength=count * count).reshape(count, count)
+
+
+def pixel_metrics(matrix: Matrix, classes: Classes) -> dict[str, Any]:
+    """Accuracy, Dice, IoU and F1 of a pooled matrix, with the per-class values.
+
+    A class that occurs neither in truth nor in prediction has no value and is left out of the
+    means.
+    """
+    hits = np.diag(matrix).astype(float)
+    truth, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    per_class: dict[str, Mapping[str, float]] = {}
+    for k, name in enumerate(classes.names):
+        if truth[k] + predicted[k] == 0:
+            continue
+        per_class[name] = {
+            "dice": 2 * hits[k] / (truth[k] + predicted[k]),
+            "iou": hits[k] / (truth[k] + predicted[k] - hits[k]),
+            "precision": hits[k] / predicted[k] if predicted[k] else 0.0,
+            "recall": hits[k] / truth[k] if truth[k] else 0.0,
+        }
+    dice = float(np.mean([v["dice"] for v in per_class.values()])) if per_class else 0.0
+    miou = float(np.mean([v["iou"] for v in per_class.values()])) if per_class else 0.0
+    return {
+        "accuracy": float(hits.sum() / max(1, matrix.sum())),
+        "dice": dice,
+        "miou": miou,
+        "f1": dice,
+        "per_class": per_class,
+        "confusion": matrix.tolist(),
+    }

@@ -1,0 +1,207 @@
+"""Training of a head on the frozen features of an extractor. Knows no files of any data set.
+
+Source: PathSegDiff (arXiv:2504.06950), section 4: Adam, cross-entropy, only the FCN is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from wsiseg import __version__
+from wsiseg.config import to_mapping
+from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch, stain_jitter
+from wsiseg.datasets.base import LabelledDataset, grouped_split
+from wsiseg.geometry import Point
+from wsiseg.models.base import FeatureExtractor, to_tensor
+from wsiseg.models.checkpoint import save_checkpoint
+from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mapping
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.training.evaluate import Evaluation, evaluate
+from wsiseg.training.loop import LoopConfig, append_row, claim_run, resume_step, run_loop
+from wsiseg.training.losses import LossConfig, segmentation_loss
+
+Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[Point]]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Configuration of a training run."""
+
+    head: Any = field(default_factory=lambda: {"name": "fcn"})
+    """Mapping: name in HEADS and its configuration."""
+    mpp: float = 0.5
+    """Micrometres per pixel to train and predict at."""
+    window_px: int = 768
+    """Side of a window at prediction."""
+    patch_tiles: tuple[int, int] = (1, 2)
+    """Rows and columns of tiles in a training patch."""
+    seed: int = 0
+    """Seed of weights, patches and noise."""
+    validation_share: float = 0.15
+    """Share of the images, whole patients, that choose the best weights; 0 = keep the last."""
+    validate_every: int = 100
+    """Optimiser steps between two validations."""
+    augment: AugmentConfig = AugmentConfig()
+    """Variation of the patches."""
+    loss: LossConfig = LossConfig()
+    """Losses."""
+    loop: LoopConfig = LoopConfig()
+    """Optimisation."""
+    licence: str = "unknown"
+    """Terms of the weights, which follow from the data's and the extractor's."""
+
+
+class HeadTask:
+    """The head of a segmenter on patches; validates and keeps the best weights."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        config: TrainConfig,
+        dataset: LabelledDataset,
+        *,
+        validation: Sequence[int],
+        run: Path,
+    ) -> None:
+        self.segmenter, self.config, self.dataset = segmenter, config, dataset
+        self.validation, self.run = validation, run
+        self.module = nn.ModuleDict({"head": segmenter.head})
+        self.module.register_buffer("best", torch.tensor(-1.0))
+        segmenter.extractor.requires_grad_(False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The head's parameters."""
+        return list(self.segmenter.head.parameters())
+
+    def losses(self, batch: Batch, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """The segmentation loss of a batch of patches; the noise is seeded by the step."""
+        images, masks, places = batch
+        self.segmenter.eval()
+        x = stain_jitter(to_tensor(images), self.config.augment, generator)
+        with torch.no_grad():
+            features = self.segmenter.features(x, places, seed=self.config.seed + step)
+        self.segmenter.head.train()
+        logits = self.segmenter.window_logits(features).float()
+        target = torch.from_numpy(masks).long()
+        return {"loss": segmentation_loss(logits, target, self.config.loss)}
+
+    def after_step(self, step: int) -> None:
+        """Validate now and then, and keep the weights that did best."""
+        last = step + 1 == self.config.loop.steps
+        if not (last or (step + 1) % self.config.validate_every == 0):
+            return
+        if not self.validation:
+            if last:
+                self._keep(-1.0)
+            return
+        result = self.validate()
+        dice = float(result.pixel["dice"])
+        row = {"step": step + 1, **{n: result.pixel[n] for n in ("accuracy", "dice", "miou")}}
+        append_row(self.run / "validation.csv", row)
+        print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+        if dice > float(self.module.best):  # type: ignore[arg-type]
+            self._keep(dice)
+
+    def validate(self) -> Evaluation:
+        """Metrics on the validation images."""
+        self.segmenter.eval()
+        return evaluate(self.segmenter, self.dataset, indices=self.validation)
+
+    def _keep(self, dice: float) -> None:
+        self.module.best.fill_(dice)  # type: ignore[operator]
+        temporary = self.run / "best.tmp"
+        torch.save(self.segmenter.head.state_dict(), temporary)
+        temporary.replace(self.run / "best.pt")
+
+
+def train(
+    config: TrainConfig,
+    dataset: LabelledDataset,
+    extractor: FeatureExtractor,
+    *,
+    out: Path,
+    resume: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train a head and write the best one as a checkpoint.
+
+    Args:
+        config: the run's configuration.
+        dataset: labelled images to train on; validation images are taken from it by group.
+        extractor: frozen; see `load_extractor`.
+        out: run folder: config.json, log.csv, validation.csv, state.pt, model.safetensors.
+        resume: continue from the state that is there.
+        provenance: what the card says of data and extractor.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UsageError: the folder holds a run already and `resume` is off.
+    """
+    claim_run(out, config, resume=resume)
+    torch.manual_seed(config.seed)
+    model = ModelConfig(
+        extractor=extractor_mapping(extractor),
+        head=config.head,
+        classes=dataset.classes.to_list(),
+        mpp=config.mpp,
+        window_px=config.window_px,
+    )
+    segmenter = build_segmenter(model, extractor=extractor)
+    training, held = grouped_split(dataset.groups, config.validation_share, config.seed)
+    task = HeadTask(segmenter, config, dataset, validation=held, run=out)
+    state = resume_step(out / "state.pt")
+    batches = patches(dataset, training, config, tile_px=extractor.tile_px, start=state[0])
+    run_loop(task, batches, config.loop, run=out, seed=config.seed, state=state)
+    segmenter.head.load_state_dict(torch.load(out / "best.pt", weights_only=True))
+    card = {
+        "training": to_mapping(config),
+        "images": {"training": len(training), "validation": len(held)},
+        "validation": task.validate().summary() if held else None,
+        "wsiseg": __version__,
+        **(provenance or {}),
+    }
+    path = out / "model.safetensors"
+    save_checkpoint(path, segmenter.eval(), card=card, licence=config.licence, dtype="float16")
+    return path
+
+
+def patches(
+    dataset: LabelledDataset,
+    indices: Sequence[int],
+    config: TrainConfig,
+    *,
+    tile_px: int,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Endless batches (images, masks, places); batch n depends only on (seed, n).
+
+    The images are held in memory at the training resolution. Each epoch goes through all of them
+    in a new order.
+    """
+    ratio = dataset.mpp / config.mpp
+    items = [at_mpp(item.image, item.mask, ratio) for item in (dataset[i] for i in indices)]
+    size = (config.patch_tiles[0] * tile_px, config.patch_tiles[1] * tile_px)
+    step, count = start, config.loop.batch_size
+    while True:
+        rng = np.random.default_rng((config.seed, step))
+        images, masks, places = [], [], []
+        for k in range(step * count, (step + 1) * count):
+            epoch, position = divmod(k, len(items))
+            order = np.random.default_rng((config.seed, 1, epoch)).permutation(len(items))
+            image, mask = items[int(order[position])]
+            patch, target = random_patch(image, mask, size, rng=rng, config=config.augment)
+            images.append(patch)
+            masks.append(target)
+            places.append(Point(int(rng.integers(1 << 16)), int(rng.integers(1 << 16))))
+        yield np.stack(images), np.stack(masks), places
+        step += 1
