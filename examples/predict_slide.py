@@ -1,0 +1,38 @@
+"""Segments a slide in five lines of Python.
+
+    python examples/predict_slide.py SLIDE [FOLDER [MODEL]]
+
+writes SLIDE's mask pyramid and QuPath polygons to FOLDER (default masks) with MODEL (default
+glas-small). Without arguments it takes the sample slide beside this file.
+"""
+
+import sys
+from pathlib import Path
+
+from wsiseg import load_model, open_slide, predict_slide, write_geojson, write_pyramid
+
+
+def main(path: Path, folder: Path, name: str) -> None:
+    """Segment the slide at `path`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / path.stem
+
+    slide = open_slide(path)
+    model = load_model(name)
+    canvas = predict_slide(slide, model, f"{out}.canvas")
+    write_pyramid(f"{out}.mask.ome.tif", canvas)
+    write_geojson(f"{out}.geojson", canvas)
+
+    for tissue, area in canvas.areas_mm2().items():
+        print(f"{tissue}: {area:.4f} mm2")
+    slide.close()
+    canvas.remove()
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    main(
+        Path(given[0]) if given else Path(__file__).parent / "colon.tif",
+        Path(given[1]) if len(given) > 1 else Path("masks"),
+        given[2] if len(given) > 2 else "glas-small",
+    )

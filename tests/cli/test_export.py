@@ -1,0 +1,110 @@
+"""`wsiseg export` and `wsiseg qupath-script` as they are called."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from wsiseg.canvas import Canvas
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.cli import cli
+from wsiseg.geometry import Grid, Size
+
+
+@pytest.fixture
+def canvas(tmp_path: Path) -> Canvas:
+    classes = Classes(
+        (TissueClass("Other", (9, 9, 9), background=True), TissueClass("A", (200, 0, 0)))
+    )
+    canvas = Canvas.create(
+        tmp_path / "one.two.canvas",
+        grid=Grid.at_mpp(Size(200, 160), 0.5, 0.5),
+        classes=classes,
+        record={"slide": {"path": "one.two.svs"}, "model": {"name": "m"}, "status": "ok"},
+    )
+    labels = np.ones((160, 200), np.uint8)
+    yy, xx = np.mgrid[:160, :200]
+    labels[(xx - 100) ** 2 + (yy - 80) ** 2 < 60**2] = 2
+    labels[3:6, 3:6] = 2
+    canvas.write_chunk(0, 0, labels, np.full_like(labels, 255))
+    return canvas
+
+
+def export(*args: object) -> Result:
+    return CliRunner().invoke(cli, ["export", *map(str, args)])
+
+
+def sidecar(folder: Path) -> dict[str, dict[str, float]]:
+    data: dict[str, dict[str, float]] = json.loads((folder / "one.two.json").read_text())
+    return data
+
+
+def test_outputs_are_made_from_the_canvas(canvas: Canvas, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = export(canvas.path, "--out", out)
+    assert result.exit_code == 0, result.output
+    names = ["one.two.geojson", "one.two.json", "one.two.mask.ome.tif", "one.two.overview.png"]
+    assert sorted(p.name for p in out.iterdir()) == names
+    assert all(str(out / name) in result.output for name in names)
+    assert sidecar(out)["polygons"]["features"] == 1
+
+
+def test_options_reach_the_polygons(canvas: Canvas, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = ["--min-area", 1, "--tolerance", 0, "--all-classes", "--gzip", "--only", "geojson"]
+    assert export(canvas.path, "--out", out, *settings).exit_code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["one.two.geojson.gz", "one.two.json"]
+    assert sidecar(out)["polygons"]["features"] == 3
+    result = export(canvas.path, "--out", out, "--tolerance", 0, "--max-vertices", 60)
+    assert "polygons simplified to" in result.output
+    assert sidecar(out)["polygons"]["vertices"] <= 60
+
+
+def test_incomplete_and_foreign_canvases_are_refused_and_the_rest_is_done(
+    canvas: Canvas, tmp_path: Path
+) -> None:
+    open_ended = Canvas.create(
+        tmp_path / "b.canvas", grid=canvas.grid, classes=canvas.classes, record={}
+    )
+    out = tmp_path / "out"
+    result = export(open_ended.path, tmp_path / "none.canvas", canvas.path, "--out", out)
+    assert result.exit_code == 1
+    assert "b.canvas: the canvas is incomplete" in result.output
+    assert "none.canvas: not a readable wsiseg canvas" in result.output
+    assert "2 of 3 failed" in result.output
+    assert (out / "one.two.json").is_file()
+    assert not (out / "b.json").exists()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [["--only", "masks"], ["--min-area", "-1"], ["--compression", "jpeg"], ["--tolerance", "x"]],
+)
+def test_bad_requests_are_usage_errors(canvas: Canvas, tmp_path: Path, bad: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wsiseg.cli", "export", canvas.path, "--out", tmp_path / "o", *bad],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_qupath_script(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(cli, ["qupath-script"])
+    assert printed.exit_code == 0
+    for word in ("PathIO.readObjectsFromGeoJSON", "GZIPInputStream", "saveImageData", "addObjects"):
+        assert word in printed.stdout
+    path = tmp_path / "scripts" / "import.groovy"
+    assert CliRunner().invoke(cli, ["qupath-script", "--out", str(path)]).exit_code == 0
+    assert path.read_text() == printed.stdout
+    for left, right in ("()", "[]", "{}"):
+        assert printed.stdout.count(left) == printed.stdout.count(right)

@@ -1,0 +1,142 @@
+"""Inputs to slides, their output names, and failures that stay with their slide."""
+
+from pathlib import Path
+
+import pytest
+
+from wsiseg.errors import SlideError, UsageError
+from wsiseg.inference.cohort import Task, collect, run_tasks
+
+SUFFIXES = frozenset({".svs", ".tif", ".png"})
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def names(tasks: list[Task], root: Path) -> list[str]:
+    return [t.path.relative_to(root).as_posix() for t in tasks]
+
+
+def test_a_folder_gives_its_slides_and_nothing_else(tmp_path: Path) -> None:
+    touch(tmp_path, "b.svs", "A.TIF", ".c.svs", "notes.txt", "deep/d.svs", ".hidden/e.svs")
+    touch(tmp_path, "b.mask.ome.tif", "b.overview.png")
+    tasks = collect([str(tmp_path)], suffixes=SUFFIXES)
+    assert names(tasks, tmp_path) == ["A.TIF", "b.svs"]
+    assert [t.stem for t in tasks] == ["A", "b"]
+
+
+def test_a_folder_without_slides_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.md")
+    with pytest.raises(UsageError, match=r"no slide in this folder; slides end in .png .svs .tif"):
+        collect([str(tmp_path)], suffixes=SUFFIXES)
+
+
+def test_patterns(tmp_path: Path) -> None:
+    touch(tmp_path, "b1.svs", "b2.svs", "b3.txt", "deep/b4.svs", ".b5.svs")
+    found = collect([str(tmp_path / "b*")], suffixes=SUFFIXES)
+    assert names(found, tmp_path) == ["b1.svs", "b2.svs"]
+    found = collect([str(tmp_path / "**" / "*.svs")], suffixes=SUFFIXES)
+    assert names(found, tmp_path) == ["b1.svs", "b2.svs", "deep/b4.svs"]
+    with pytest.raises(UsageError, match="no slide matches"):
+        collect([str(tmp_path / "x*")], suffixes=SUFFIXES)
+    with pytest.raises(UsageError, match=r"gone.svs: no such file or folder"):
+        collect([str(tmp_path / "gone.svs")], suffixes=SUFFIXES)
+
+
+def test_a_name_with_brackets_is_a_file_first(tmp_path: Path) -> None:
+    touch(tmp_path, "a[1].svs")
+    assert names(collect([str(tmp_path / "a[1].svs")], suffixes=SUFFIXES), tmp_path) == ["a[1].svs"]
+
+
+def test_text_lists(tmp_path: Path) -> None:
+    touch(tmp_path, "slides/a.svs", "b#2.svs")
+    path = tmp_path / "list.txt"
+    path.write_text("\ufeff# all of them\nslides/a.svs  # the first\n\nb#2.svs\ngone.svs\n")
+    tasks = collect([str(path)], suffixes=SUFFIXES)
+    assert names(tasks, tmp_path) == ["slides/a.svs", "b#2.svs", "gone.svs"]
+    path.write_text("# nothing\n")
+    with pytest.raises(UsageError, match="names no slide"):
+        collect([str(path)], suffixes=SUFFIXES)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot read the list"):
+        collect([str(path)], suffixes=SUFFIXES)
+
+
+def test_tables(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text('path, mpp ,tissue\na.svs,0.25,\n"b, c.svs",,masks/b.png\nd.svs,,none\n')
+    assert collect([str(path)], suffixes=SUFFIXES) == [
+        Task(tmp_path / "a.svs", "a", 0.25, None),
+        Task(tmp_path / "b, c.svs", "b, c", None, str(tmp_path / "masks/b.png")),
+        Task(tmp_path / "d.svs", "d", None, "none"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.svs\nb.svs\n", "the first line must name the columns"),
+        ("path,mppx\na.svs,1\n", "the first line must name the columns"),
+        ("", "the first line must name the columns"),
+        ("path,mpp\n", "names no slide"),
+        ("path,mpp\na.svs,half\n", "line 2: mpp 'half' is not a number"),
+        ("path,mpp\na.svs,1,2\n", "line 2: not one cell a column"),
+        ("path,mpp\n,1\n", "line 2: not one cell a column"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        collect([str(path)], suffixes=SUFFIXES)
+
+
+def test_each_slide_once_and_shared_stems_get_a_digest(tmp_path: Path) -> None:
+    touch(tmp_path, "one/a.svs", "two/A.tif", "b.ome.tif", "c.d.svs")
+    inputs = [str(tmp_path / n) for n in ("one/a.svs", "two", "b.ome.tif", "c.d.svs", "one")]
+    tasks = collect(inputs, suffixes=SUFFIXES)
+    assert names(tasks, tmp_path) == ["one/a.svs", "two/A.tif", "b.ome.tif", "c.d.svs"]
+    stems = [t.stem for t in tasks]
+    assert stems[2:] == ["b", "c.d"]
+    assert stems[0].startswith("a-")
+    assert stems[1].startswith("A-")
+    assert stems[0][2:] != stems[1][2:]
+    assert len(stems[0]) == len("a-") + 8
+    assert [t.stem for t in collect(inputs, suffixes=SUFFIXES)] == stems
+
+
+def test_one_failure_does_not_stop_the_others() -> None:
+    errors = {
+        "a": SlideError("a.svs: broken"),
+        "b": OSError(28, "No space left on device"),
+        "c": RuntimeError("CUDA error: bad\nmore\nlines"),
+        "d": MemoryError(),
+    }
+    done = []
+
+    def work(task: Task) -> None:
+        if task.stem in errors:
+            raise errors[task.stem]
+        done.append(task.stem)
+
+    tasks = [Task(Path(f"{s}.svs"), s) for s in "abxcdy"]
+    results = list(run_tasks(tasks, work))
+    assert done == ["x", "y"]
+    assert [r is None for r in results] == [False, False, True, False, False, True]
+    reasons = [r.reason for r in results if r is not None]
+    assert reasons[0] == "a.svs: broken"
+    assert reasons[1] == "b.svs: No space left on device"
+    assert reasons[2] == "c.svs: RuntimeError: CUDA error: bad"
+    assert reasons[3].startswith("d.svs: out of memory")
+
+
+def test_an_interruption_ends_the_run() -> None:
+    def work(task: Task) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run_tasks([Task(Path("a.svs"), "a")], work))

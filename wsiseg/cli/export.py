@@ -1,0 +1,78 @@
+"""`wsiseg export`: outputs again from kept canvases, without inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from wsiseg.outputs.files import OutputOptions
+
+SUFFIX = ".canvas"
+
+
+@click.command("export")
+@click.argument("canvases", metavar="CANVAS...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder."
+)
+@click.option("--min-area", type=float, metavar="UM2", help="Drop smaller regions, fill holes.")
+@click.option("--tolerance", type=float, metavar="UM", help="Simplify borders; 0 = pixel edges.")
+@click.option("--all-classes", is_flag=True, help="Export background classes too.")
+@click.option("--max-vertices", type=int, metavar="N", help="Raise the tolerance above this.")
+@click.option("--gzip", is_flag=True, help="Write .geojson.gz.")
+@click.option(
+    "--compression",
+    type=click.Choice(["deflate", "lzw", "zstd"]),
+    default="deflate",
+    show_default=True,
+    help="Of the mask; zstd does not open in every QuPath.",
+)
+@click.option(
+    "--only", metavar="KIND,...", help="Write only some of mask, geojson, overview (and .json)."
+)
+def command(
+    canvases: tuple[str, ...], out: Path, compression: str, only: str | None, **polygons: object
+) -> None:
+    """Make the outputs of kept canvases (`predict --keep-canvas`) again.
+
+    The files take their names from the canvas: slide.canvas gives slide.geojson and so on.
+    """
+    from wsiseg.errors import WsisegError
+    from wsiseg.outputs.files import KINDS, OutputOptions
+    from wsiseg.outputs.geojson import PolygonOptions
+
+    renamed = {"min_area": "min_area_um2", "tolerance": "tolerance_um"}
+    given = {renamed.get(k, k): v for k, v in polygons.items() if v is not None}
+    kinds = tuple(k.strip() for k in only.split(",")) if only is not None else KINDS
+    options = OutputOptions(PolygonOptions(**given), compression, kinds)  # type: ignore[arg-type]
+    failed = 0
+    for path in canvases:
+        try:
+            _export(Path(path), out, options)
+        except WsisegError as e:
+            click.echo(f"wsiseg: error: {e}", err=True)
+            failed += 1
+    if failed:
+        click.echo(f"{failed} of {len(canvases)} failed", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _export(path: Path, out: Path, options: OutputOptions) -> None:
+    """Outputs of one canvas, and a line for each file."""
+    from wsiseg.canvas import Canvas
+    from wsiseg.errors import CanvasError
+    from wsiseg.outputs.files import write_outputs
+
+    canvas = Canvas.open(path)
+    if "status" not in canvas.record:
+        raise CanvasError(f"{path}: the canvas is incomplete; finish it with wsiseg predict")
+    written = write_outputs(canvas, out, path.name.removesuffix(SUFFIX), options)
+    polygons = written.polygons or {}
+    if polygons.get("tolerance_raised"):
+        used = f"{polygons['tolerance_um']:g} um, {polygons['vertices']} vertices"
+        click.echo(f"wsiseg: warning: {path}: polygons simplified to {used}", err=True)
+    for file in written.paths:
+        click.echo(str(file))

@@ -1,0 +1,70 @@
+"""`wsiseg predict`: slides to masks, polygons and overviews. Knows no pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("predict")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", type=Path, required=True, help="Folder for the outputs; made if missing.")
+@click.option(
+    "--model", default="glas-small", show_default=True, help="Name in the zoo, or .safetensors."
+)
+@click.option("--mpp", type=float, help="Micrometres per pixel of the slides, over what they say.")
+@click.option(
+    "--overlap", type=int, default=256, show_default=True, help="Overlap of windows in pixels."
+)
+@click.option("--batch-size", type=int, help="Tiles encoded at a time.")
+@click.option("--workers", type=int, help="Threads that read the slide.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+)
+@click.option("--tissue", help="auto (default), none, or a mask image: where to look.")
+@click.option(
+    "--coords",
+    type=click.Choice(["qupath", "openslide"]),
+    default="qupath",
+    show_default=True,
+    help="Origin of slides that state their bounds: cropped to them, or not.",
+)
+@click.option("--min-area", type=float, help="Smallest polygon and hole, in square micrometres.")
+@click.option("--tolerance", type=float, help="Simplification of polygons, in micrometres.")
+@click.option("--all-classes", is_flag=True, help="Polygons of the background class too.")
+@click.option("--gzip", is_flag=True, help="Write .geojson.gz.")
+@click.option("--overwrite", is_flag=True, help="Make outputs that are there again.")
+@click.option("--keep-canvas", is_flag=True, help="Keep STEM.canvas for `wsiseg export`.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option(
+    "--memory",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="GiB for what is kept between windows.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "openslide", "tiffslide"]),
+    default="auto",
+    show_default=True,
+    help="Library that reads the slides.",
+)
+@click.pass_context
+def command(context: click.Context, /, **options: Any) -> None:
+    """Segment slides and write STEM.mask.ome.tif, STEM.geojson, STEM.json and STEM.overview.png.
+
+    INPUT is a slide, a folder of slides, a quoted pattern, a .txt list (a path a line) or a .csv
+    table (path[,mpp][,tissue]). Complete outputs are skipped. The exit code is 1 if some slide
+    failed (the others are done), 2 if the request cannot be.
+    """
+    from wsiseg.cli.predict_run import Settings, predict
+
+    context.exit(predict(Settings(**options)))

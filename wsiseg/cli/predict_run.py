@@ -1,0 +1,269 @@
+"""What `wsiseg predict` does: glues slides, tissue, inference and outputs. Knows no algorithm."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsiseg.canvas import Canvas
+from wsiseg.cli.progress import TileProgress, format_seconds
+from wsiseg.errors import ModelError, OutputError, UsageError
+from wsiseg.geometry import Grid, Size
+from wsiseg.inference.cohort import Failure, Task, collect, run_tasks
+from wsiseg.inference.engine import Engine
+from wsiseg.inference.estimate import Speed, estimate, measure_speed
+from wsiseg.inference.predict import PredictOptions, predict_slide, prepare
+from wsiseg.models.checkpoint import load_model
+from wsiseg.models.devices import pick_device
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.outputs.files import OutputFiles, OutputOptions, outputs_complete, write_outputs
+from wsiseg.outputs.geojson import PolygonOptions
+from wsiseg.slides.slide import Slide, open_slide
+from wsiseg.slides.tissue import TissueMask, find_tissue
+
+SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm", ".vms", ".vmu", ".svslide")
+IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the command, named as there."""
+
+    inputs: tuple[str, ...]
+    out: Path
+    model: str
+    mpp: float | None
+    overlap: int
+    batch_size: int | None
+    workers: int | None
+    device: str
+    precision: str
+    tissue: str | None
+    coords: str
+    min_area: float | None
+    tolerance: float | None
+    all_classes: bool
+    gzip: bool
+    overwrite: bool
+    keep_canvas: bool
+    dry_run: bool
+    seed: int
+    memory: float
+    backend: Any
+
+    def predict_options(self) -> PredictOptions:
+        """The part that inference takes."""
+        return PredictOptions(
+            overlap_px=self.overlap,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            memory_gib=self.memory,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
+    def output_options(self) -> OutputOptions:
+        """The part that the outputs take; what was not given keeps its default."""
+        given = {"min_area_um2": self.min_area, "tolerance_um": self.tolerance}
+        chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        polygons = PolygonOptions(all_classes=self.all_classes, gzip=self.gzip, **chosen)
+        return OutputOptions(polygons=polygons)
+
+    def tissue_of(self, task: Task) -> str:
+        """Tissue mode or mask file for a slide: the option, then the table, then auto."""
+        return self.tissue or task.tissue or "auto"
+
+    def open(self, task: Task) -> Slide:
+        """The slide of a task."""
+        mpp = self.mpp if self.mpp is not None else task.mpp
+        crop = self.coords == "qupath"
+        return open_slide(task.path, backend=self.backend, mpp=mpp, crop_to_bounds=crop)
+
+
+def predict(settings: Settings) -> int:
+    """Do what the command was asked; returns its exit code, 0 or 1.
+
+    Raises:
+        UsageError: the request cannot be; nothing was done.
+        WsisegError: the model or the output folder cannot be used; nothing was done.
+    """
+    tasks = collect(settings.inputs, suffixes={*SCANNER_SUFFIXES, *IMAGE_SUFFIXES})
+    options = settings.predict_options()
+    if settings.tissue not in (None, "auto", "none") and not Path(settings.tissue).is_file():
+        raise UsageError(f"--tissue {settings.tissue}: no such mask file; or give auto or none")
+    settings.output_options()
+    if settings.mpp is not None and not (math.isfinite(settings.mpp) and settings.mpp > 0):
+        raise UsageError(f"--mpp {settings.mpp}: must be a number of micrometres above 0")
+    if not settings.dry_run:
+        _check_folder(settings.out)
+    segmenter = _load(settings)
+    prepare(Grid.at_mpp(Size(1, 1), 1.0, 1.0), segmenter, options=options)
+    run = _Run(settings, segmenter, options)
+    failures = []
+    for result in run_tasks(tasks, run.dry if settings.dry_run else run.slide):
+        if result is not None:
+            click.echo(f"wsiseg: error: {result.reason}", err=True)
+            failures.append(result)
+    _sum_up(tasks, failures)
+    return 1 if failures else 0
+
+
+def _load(settings: Settings) -> Segmenter:
+    try:
+        pick_device(settings.device)
+    except ModelError as e:
+        raise UsageError(str(e)) from e
+    return load_model(settings.model, device=settings.device)
+
+
+def _check_folder(folder: Path) -> None:
+    """Make the folder and write to it, so that hours of work do not end at a closed door."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise OutputError(
+            f"--out {folder}: cannot write there ({e.strerror or e}); choose another folder"
+        ) from e
+
+
+def _sum_up(tasks: list[Task], failures: list[Failure]) -> None:
+    if len(tasks) < 2 or not failures:
+        return
+    click.echo(f"{len(failures)} of {len(tasks)} slides failed:", err=True)
+    for failure in failures:
+        click.echo(f"  {failure.task.path}", err=True)
+
+
+@dataclass
+class _Run:
+    """The command at work on one slide after the other."""
+
+    settings: Settings
+    segmenter: Segmenter
+    options: PredictOptions
+    _series: dict[str, Path] = field(default_factory=dict)
+    _speed: Speed | None = None
+
+    def slide(self, task: Task) -> None:
+        """Segment one slide and write its outputs."""
+        settings, out = self.settings, self.settings.out
+        complete = not settings.overwrite and outputs_complete(out, task.stem)
+        if complete and task.path.suffix.lower() != ".dcm":
+            _say_skipped(task)
+            return
+        with settings.open(task) as slide:
+            if self._is_known(slide, task):
+                return
+            if complete:
+                _say_skipped(task)
+                return
+            self._warn(slide, task)
+            began = time.perf_counter()
+            canvas = self._canvas(slide, task)
+        try:
+            written = write_outputs(canvas, out, task.stem, settings.output_options())
+        finally:
+            if not settings.keep_canvas:
+                canvas.remove()
+        click.echo(summary(canvas, written, seconds=time.perf_counter() - began))
+        if settings.keep_canvas:
+            click.echo(f"  kept {canvas.path}")
+
+    def dry(self, task: Task) -> None:
+        """Say what would be done with one slide."""
+        with self.settings.open(task) as slide:
+            if self._is_known(slide, task):
+                return
+            self._warn(slide, task)
+            grid = slide.grid(self.segmenter.info.mpp)
+            tissue = self._tissue(slide, task)
+            job = prepare(grid, self.segmenter, options=self.options, tissue=tissue)
+            self._speed = self._speed or measure_speed(
+                Engine(self.segmenter, precision=self.options.precision)
+            )
+            cost = estimate(job, self._speed)
+            level = slide.best_level(grid)
+            downsample = slide.level_downsamples[level]
+        area = "whole slide" if tissue is None else f"{100 * tissue.fraction:.1f}% of the slide"
+        again = f", {cost.recomputed} of them again for lack of --memory" * bool(cost.recomputed)
+        rows = [
+            ("size", f"{slide.size.width} x {slide.size.height} px at {slide.mpp:.4g} um/px"),
+            ("mpp from", slide.mpp_source),
+            ("level read", f"{level} (downsample {downsample:.4g})"),
+            ("grid", f"{grid.size.width} x {grid.size.height} px at {grid.mpp:.4g} um/px"),
+            ("tissue", f"{area} ({self.settings.tissue_of(task)})"),
+            ("windows", f"{cost.windows} of {job.layout.window_px} px"),
+            ("tiles", f"{cost.tiles} ({cost.tiles_without_sharing} without sharing){again}"),
+            ("memory", f"about {cost.memory_gib:.2f} GiB beside the libraries"),
+            ("time", f"about {format_seconds(cost.seconds)} (model speed measured just now)"),
+        ]
+        click.echo(f"{task.path}")
+        for name, text in rows:
+            click.echo(f"  {name:<11} {text}")
+
+    def _canvas(self, slide: Slide, task: Task) -> Canvas:
+        tissue = self._tissue(slide, task)
+        progress = TileProgress(task.stem)
+        try:
+            canvas = predict_slide(
+                slide,
+                self.segmenter,
+                self.settings.out / f"{task.stem}.canvas",
+                options=self.options,
+                tissue=tissue,
+                progress=progress,
+            )
+        finally:
+            progress.close()
+        mode = self.settings.tissue_of(task)
+        mode = mode if mode in ("auto", "none") else Path(mode).name
+        canvas.update_record(parameters={**canvas.record["parameters"], "tissue": mode})
+        return canvas
+
+    def _tissue(self, slide: Slide, task: Task) -> TissueMask | None:
+        mode = self.settings.tissue_of(task)
+        return None if mode == "none" else find_tissue(slide, mode)
+
+    def _is_known(self, slide: Slide, task: Task) -> bool:
+        """Whether another file of the same DICOM series was taken already; says so."""
+        series = slide.properties.get("dicom.SeriesInstanceUID")
+        if series is None:
+            return False
+        first = self._series.setdefault(series, task.path)
+        if first == task.path:
+            return False
+        click.echo(f"{task.stem}: the same DICOM slide as {first.name}, skipped")
+        return True
+
+    def _warn(self, slide: Slide, task: Task) -> None:
+        for line in slide.warnings:
+            click.echo(f"wsiseg: warning: {task.path}: {line}", err=True)
+
+
+def _say_skipped(task: Task) -> None:
+    click.echo(f"{task.stem}: outputs are complete, skipped (--overwrite makes them again)")
+
+
+def summary(canvas: Canvas, written: OutputFiles, *, seconds: float) -> str:
+    """What was found and written, a line each."""
+    folder, stem = written.paths[0].parent, canvas.path.stem
+    timings = canvas.record["timings"]
+    speed = f"{timings['tiles']} tiles at {timings['tiles_per_s']:.1f} tiles/s"
+    lines = [f"{stem}: {format_seconds(seconds)}, {speed}"]
+    if canvas.record["status"] == "no tissue":
+        lines = [f"{stem}: no tissue found, so the outputs are empty; see --tissue none or MASK"]
+    lines += [f"  {a.name:<24} {a.mm2:12.4f} mm2 {a.percent:6.1f}%" for a in written.areas]
+    polygons = written.polygons or {}
+    if polygons.get("tolerance_raised"):
+        used = polygons["tolerance_um"]
+        lines.append(f"  polygons simplified to {used:g} um, to stay small enough for QuPath")
+    lines.append(f"  wrote {', '.join(p.name for p in written.paths)} to {folder}")
+    return "\n".join(lines)

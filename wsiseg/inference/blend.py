@@ -1,0 +1,195 @@
+"""Window probabilities blended into labels, chunk by chunk. Knows no networks and no slides.
+
+A pixel's probabilities are the mean over its windows, weighted by a smooth weight that is never
+zero, so that a window's edge, where the network sees least, counts least. The mean is kept up to
+date window by window, mean += w / (sum of weights) * (p - mean): the sum of w p over the sum of w,
+but where all windows agree on a pixel it is their value bit for bit. When the last window that
+touches a chunk has been added, the chunk is written and forgotten.
+
+Memory bound: the accumulators of the chunks that are begun and not finished, (C + 1) float32 a
+pixel. What exceeds `memory_bytes` is kept in files beside the canvas, least recently used first,
+and read back bit for bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsiseg.canvas import Canvas
+from wsiseg.errors import CanvasError
+from wsiseg.geometry import Box, Point
+from wsiseg.inference.contracts import TissueLike
+from wsiseg.inference.plan import Plan
+
+Floats = npt.NDArray[np.float32]
+UInt8 = npt.NDArray[np.uint8]
+Key = tuple[int, int]
+FLOOR = 1e-3
+
+
+def window_weight(window_px: int) -> Floats:
+    """(window, window) float32 weights: the product of two raised cosines over a floor.
+
+    Along an axis the weight of pixel i is FLOOR + (1 - FLOOR) * (1 - cos(2 pi (i + 1/2) / n)) / 2.
+    """
+    phase = 2 * np.pi * (np.arange(window_px) + 0.5) / window_px
+    axis = FLOOR + (1 - FLOOR) * (1 - np.cos(phase)) / 2
+    return np.outer(axis, axis).astype(np.float32)
+
+
+def accumulator_bytes(class_count: int, chunk_px: int) -> int:
+    """Bytes of the accumulator of one whole chunk."""
+    return 4 * (class_count + 1) * chunk_px * chunk_px
+
+
+class Accumulators:
+    """Float32 arrays by chunk, of which at most `memory_bytes` are in memory (and at least one).
+
+    Attributes:
+        spilled: how many times an array was written to disk.
+    """
+
+    def __init__(self, folder: Path, *, memory_bytes: int) -> None:
+        """Arrays that do not fit go to `folder`, which is made then and removed by `close`."""
+        self._folder, self._limit = folder, memory_bytes
+        self._live: OrderedDict[Key, Floats] = OrderedDict()
+        self._on_disk: dict[Key, tuple[int, ...]] = {}
+        self._bytes = 0
+        self.spilled = 0
+
+    def get(self, key: Key, shape: tuple[int, ...]) -> Floats:
+        """The array of a chunk, for changing in place; zeros of `shape` at the first call."""
+        if key in self._live:
+            self._live.move_to_end(key)
+            return self._live[key]
+        array = self._load(key) if key in self._on_disk else np.zeros(shape, np.float32)
+        self._live[key] = array
+        self._bytes += array.nbytes
+        while self._bytes > self._limit and len(self._live) > 1:
+            self._spill(*self._live.popitem(last=False))
+        return array
+
+    def pop(self, key: Key) -> Floats:
+        """The array of a chunk, which is forgotten."""
+        array = self._live.pop(key)
+        self._bytes -= array.nbytes
+        return array
+
+    def close(self) -> None:
+        """Forget all arrays and remove their files."""
+        self._live.clear()
+        self._on_disk.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, key: Key) -> Path:
+        return self._folder / f"{key[0]}-{key[1]}.f32"
+
+    def _spill(self, key: Key, array: Floats) -> None:
+        try:
+            self._folder.mkdir(exist_ok=True)
+            array.tofile(self._path(key))
+        except OSError as e:
+            raise CanvasError(f"{self._folder}: cannot write ({e.strerror or e})") from e
+        self._on_disk[key] = array.shape
+        self._bytes -= array.nbytes
+        self.spilled += 1
+
+    def _load(self, key: Key) -> Floats:
+        shape = self._on_disk.pop(key)
+        try:
+            array = np.fromfile(self._path(key), np.float32).reshape(shape)
+            self._path(key).unlink()
+        except (OSError, ValueError) as e:
+            raise CanvasError(f"{self._path(key)}: cannot read back ({e})") from e
+        return array
+
+
+class Blender:
+    """Blends the windows of a plan into a canvas.
+
+    Attributes:
+        spilled: how many times an accumulator was written to disk for lack of memory.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        class_count: int,
+        canvas: Canvas,
+        *,
+        tissue: TissueLike | None = None,
+        memory_bytes: int = 1 << 29,
+    ) -> None:
+        """Pixels outside `tissue` are written as 0 (None: all pixels are tissue)."""
+        self._plan, self._classes, self._canvas = plan, class_count, canvas
+        self._tissue = tissue
+        self._left = plan.windows_per_chunk(canvas.chunk_px)
+        self._store = Accumulators(canvas.path / "spill", memory_bytes=memory_bytes)
+        self._weight = torch.from_numpy(window_weight(plan.window_px))
+
+    @property
+    def spilled(self) -> int:
+        """How many times an accumulator went to disk."""
+        return self._store.spilled
+
+    def add(self, probabilities: Tensor, windows: Sequence[Point]) -> None:
+        """Add windows, each exactly once, in any order.
+
+        Args:
+            probabilities: (B, C, window, window) float32 on any device, finite.
+            windows: B places of windows of the plan.
+
+        Raises:
+            CanvasError: the canvas or the files beside it cannot be written.
+        """
+        for values, place in zip(probabilities.float().cpu(), windows, strict=True):
+            for key in self._plan.window_chunks(place, self._canvas.chunk_px):
+                self._add_to_chunk(key, values, place)
+
+    def finish(self) -> None:
+        """End the work: every window of the plan has been added.
+
+        Raises:
+            CanvasError: some window is missing.
+        """
+        self.close()
+        if self._left:
+            raise CanvasError(f"{self._canvas.path}: {len(self._left)} chunks lack windows")
+
+    def close(self) -> None:
+        """Drop what is not finished, and its files."""
+        self._store.close()
+
+    def write(self, row: int, column: int, state: Floats) -> None:
+        """Turn a finished chunk (C + 1, h, w), means and sum of weights, into labels."""
+        box = self._canvas.chunk_box(row, column)
+        seen = state[-1] > 0
+        if self._tissue is not None:
+            seen &= self._tissue.region(box, self._canvas.grid)
+        best, index = torch.from_numpy(state[:-1]).max(dim=0)
+        labels = (index.to(torch.uint8) + 1).numpy()
+        confidence = (best * 255).round_().clamp_(0, 255).to(torch.uint8).numpy()
+        self._canvas.write_chunk(row, column, labels * seen, confidence * seen)
+
+    def _add_to_chunk(self, key: Key, values: Tensor, place: Point) -> None:
+        chunk = self._canvas.chunk_box(*key)
+        shape = (self._classes + 1, chunk.height, chunk.width)
+        state = torch.from_numpy(self._store.get(key, shape))
+        common = chunk.intersection(self._plan.window_box(place))
+        inside = Box(common.x - chunk.x, common.y - chunk.y, common.width, common.height).slices
+        window = Box(common.x - place.x, common.y - place.y, common.width, common.height).slices
+        weights = state[-1][inside].add_(self._weight[window])
+        means = state[:-1][(slice(None), *inside)]
+        means.lerp_(values[(slice(None), *window)], self._weight[window] / weights)
+        self._left[key] -= 1
+        if not self._left[key]:
+            del self._left[key]
+            self.write(*key, self._store.pop(key))

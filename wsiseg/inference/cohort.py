@@ -1,0 +1,199 @@
+"""Many slides: which ones, what their outputs are called, one failure not stopping the others.
+
+Knows no slide formats and no networks; what is done with a slide is the caller's.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsiseg.errors import UsageError, WsisegError
+
+LISTS = (".txt", ".csv")
+OWN_OUTPUTS = (".mask.ome.tif", ".overview.png")
+COLUMNS = ("path", "mpp", "tissue")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One slide to work on.
+
+    Attributes:
+        path: its file (or folder, for formats that are one).
+        stem: flat name of its outputs, without suffix.
+        mpp: micrometres per pixel stated for it in a table, or None.
+        tissue: tissue mode or mask file stated for it in a table, or None.
+    """
+
+    path: Path
+    stem: str = ""
+    mpp: float | None = None
+    tissue: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A slide that could not be done, and why, in one line."""
+
+    task: Task
+    reason: str
+
+
+def collect(inputs: Sequence[str], *, suffixes: Collection[str]) -> list[Task]:
+    """The slides that the inputs name, each once, with the names of their outputs.
+
+    An input is one of
+    - a slide;
+    - a folder, whose files with a known suffix are taken: not those in folders below it, no hidden
+      ones and no outputs of earlier runs;
+    - a pattern with `*`, `?` or `[`;
+    - a .txt list with a path a line; `#` at the start or after a space begins a comment;
+    - a .csv table with the column path and, if wanted, mpp and tissue.
+    Relative paths in a list or table are relative to its folder. A slide that stands in one but is
+    missing from the disk is kept, so that it fails by itself.
+
+    Args:
+        inputs: as given on the command line.
+        suffixes: of slides, lower case, with the dot.
+
+    Raises:
+        UsageError: an input that is missing or names no slide, a list or table that is malformed.
+    """
+    tasks: dict[Path, Task] = {}
+    for text in inputs:
+        for task in _expand(text, suffixes):
+            tasks.setdefault(task.path.resolve(), task)
+    return _with_stems(list(tasks.values()))
+
+
+def run_tasks(tasks: Iterable[Task], work: Callable[[Task], None]) -> Iterator[Failure | None]:
+    """Do the work on each task; gives None for one that is done, else its failure.
+
+    Only errors that can be a slide's or the machine's are caught; an interruption ends the run.
+    """
+    for task in tasks:
+        try:
+            work(task)
+        except WsisegError as e:
+            yield Failure(task, str(e))
+        except OSError as e:
+            yield Failure(task, f"{task.path}: {e.strerror or e}")
+        except MemoryError:
+            yield Failure(task, f"{task.path}: out of memory; try a lower --memory or --batch-size")
+        except (RuntimeError, ValueError) as e:
+            first = (str(e).strip().splitlines() or [""])[0]
+            yield Failure(task, f"{task.path}: {type(e).__name__}: {first}")
+        else:
+            yield None
+
+
+def _expand(text: str, suffixes: Collection[str]) -> list[Task]:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _folder(path, suffixes)
+    if path.suffix.lower() in LISTS and path.is_file():
+        return _text_list(path) if path.suffix.lower() == ".txt" else _table(path)
+    if path.exists():
+        return [Task(path)]
+    if not glob.has_magic(text):
+        raise UsageError(f"{text}: no such file or folder")
+    names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob: relative ones only)
+    found = sorted(Path(p) for p in names)
+    files = [p for p in found if p.is_file() and _is_slide(p, suffixes)]
+    if not files:
+        raise UsageError(f"{text}: no slide matches")
+    return [Task(p) for p in files]
+
+
+def _is_slide(path: Path, suffixes: Collection[str]) -> bool:
+    name = path.name.lower()
+    own = name.endswith(OWN_OUTPUTS)
+    return path.suffix.lower() in suffixes and not name.startswith(".") and not own
+
+
+def _folder(path: Path, suffixes: Collection[str]) -> list[Task]:
+    try:
+        files = sorted(p for p in path.iterdir() if p.is_file() and _is_slide(p, suffixes))
+    except OSError as e:
+        raise UsageError(f"{path}: cannot list the folder ({e.strerror})") from e
+    if not files:
+        known = " ".join(sorted(suffixes))
+        raise UsageError(f"{path}: no slide in this folder; slides end in {known}")
+    return [Task(p) for p in files]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path}: cannot read the list ({e})") from e
+
+
+def _text_list(path: Path) -> list[Task]:
+    rows = (re.sub(r"(^|\s)#.*", "", line).strip() for line in _lines(path))
+    tasks = [Task(path.parent / row) for row in rows if row]
+    if not tasks:
+        raise UsageError(f"{path}: the list names no slide")
+    return tasks
+
+
+def _table(path: Path) -> list[Task]:
+    reader = csv.DictReader(_lines(path))
+    names = [(name or "").strip() for name in reader.fieldnames or ()]
+    unknown = [name for name in names if name not in COLUMNS]
+    if "path" not in names or unknown:
+        raise UsageError(
+            f"{path}: the first line must name the columns, path and if wanted mpp and tissue"
+        )
+    reader.fieldnames = names
+    tasks = []
+    for row in reader:
+        cells = {k: (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}
+        if len(cells) != len(row) or not cells["path"]:
+            raise UsageError(f"{path}, line {reader.line_num}: not one cell a column")
+        tissue = cells.get("tissue") or None
+        if tissue is not None and tissue not in ("auto", "none"):
+            tissue = str(path.parent / tissue)
+        mpp = _number(cells.get("mpp") or None, f"{path}, line {reader.line_num}")
+        tasks.append(Task(path.parent / cells["path"], mpp=mpp, tissue=tissue))
+    if not tasks:
+        raise UsageError(f"{path}: the table names no slide")
+    return tasks
+
+
+def _number(text: str | None, where: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError as e:
+        raise UsageError(f"{where}: mpp {text!r} is not a number") from e
+
+
+def _with_stems(tasks: list[Task]) -> list[Task]:
+    """Tasks with output names; slides that share one get a digest of their path."""
+    counts = Counter(_stem(task.path).casefold() for task in tasks)
+    return [replace(t, stem=_unique_stem(t.path, counts)) for t in tasks]
+
+
+def _unique_stem(path: Path, counts: Counter[str]) -> str:
+    stem = _stem(path)
+    if counts[stem.casefold()] == 1:
+        return stem
+    digest = hashlib.sha256(path.resolve().as_posix().encode()).hexdigest()
+    return f"{stem}-{digest[:8]}"
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in (".ome.tif", ".ome.tiff", ".ome.btf"):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return path.stem

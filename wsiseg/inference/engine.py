@@ -1,0 +1,192 @@
+"""Runs a segmenter on tiles and windows at a chosen precision. Knows no slides and no blending.
+
+Features are kept in the precision of the work: float32 for fp32, the half type otherwise.
+
+On a CPU every tile and every window is computed by itself. Kernels round differently at different
+batch sizes, so this is what makes results the same bit for bit for any batch, order and overlap;
+it costs nothing, as batches do not make a CPU faster. Other devices compute a batch together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsiseg.errors import ModelError, UsageError
+from wsiseg.geometry import Point
+from wsiseg.inference.features import FeatureStore, Schedule, groups
+from wsiseg.inference.plan import Plan
+from wsiseg.models.base import Features, to_tensor
+from wsiseg.models.segmenter import Segmenter
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BATCH_CPU, BATCH_GPU = 4, 64
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """ "fp32", "bf16" or "fp16" for a request that may be "auto".
+
+    "auto" is bf16 on a CUDA device that has it (fp16 on an older one) and fp32 elsewhere.
+
+    Raises:
+        UsageError: an unknown precision, or one that the device does not have.
+    """
+    kind = device.type
+    possible = {"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16")}.get(kind, ("fp32",))
+    if precision == "auto":
+        if kind != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if precision not in possible:
+        raise UsageError(
+            f"precision {precision!r} is not available on {kind}; take auto, {', '.join(possible)}"
+        )
+    return precision
+
+
+class Stopwatch:
+    """Seconds spent in each named part of a loop."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the time of the block to `part`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[part] = self.seconds.get(part, 0.0) + spent
+
+    @property
+    def total(self) -> float:
+        """Seconds since the stopwatch was made."""
+        return time.perf_counter() - self._began
+
+
+class Engine:
+    """A segmenter in evaluation mode, without gradients, at one precision.
+
+    Attributes:
+        segmenter: the model.
+        precision: "fp32", "bf16" or "fp16".
+        dtype: the type in which features are kept.
+        device: where it runs.
+    """
+
+    def __init__(self, segmenter: Segmenter, *, precision: str = "auto", seed: int = 0) -> None:
+        """Raises UsageError where the precision cannot be."""
+        self.segmenter = segmenter.eval()
+        self.device = segmenter.device
+        self.precision = resolve_precision(precision, self.device)
+        self.dtype = DTYPES[self.precision]
+        self._seed = seed
+
+    def _mode(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def _parts(self, count: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of what is computed at a time."""
+        return groups(count, 1 if self.device.type == "cpu" else count)
+
+    def encode(self, tiles: Sequence[npt.NDArray[np.uint8]], places: Sequence[Point]) -> Features:
+        """Features of (tile, tile, 3) uint8 tiles at their places, one (B, ...) tensor a map."""
+        with torch.inference_mode(), self._mode():
+            images = to_tensor(tiles, device=self.device)
+            parts = [
+                self.segmenter.tile_features(images[a:b], places[a:b], self._seed)
+                for a, b in self._parts(len(images))
+            ]
+            return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+
+    def classify(self, features: Features, places: Sequence[Point]) -> Tensor:
+        """(B, C, window, window) float32 probabilities of the windows at `places`.
+
+        Raises:
+            ModelError: the network gave values that are no numbers.
+        """
+        with torch.inference_mode(), self._mode():
+            parts = [
+                self.segmenter.window_logits(tuple(maps[a:b] for maps in features))
+                for a, b in self._parts(len(places))
+            ]
+            logits = torch.cat(parts)
+        with torch.inference_mode():
+            probabilities = logits.float().softmax(dim=1)
+            if not math.isfinite(float(probabilities.sum())):
+                raise ModelError(self._not_numbers(probabilities, places))
+        return probabilities
+
+    def _not_numbers(self, probabilities: Tensor, places: Sequence[Point]) -> str:
+        bad = (~torch.isfinite(probabilities)).flatten(1).any(dim=1).tolist().index(True)
+        hint = "" if self.precision == "fp32" else "; try --precision fp32"
+        return (
+            f"model {self.segmenter.info.name} gave values that are no numbers in the window at"
+            f" ({places[bad].x}, {places[bad].y}){hint or '; its weights are damaged'}"
+        )
+
+
+class WindowFeatures:
+    """Features of groups of windows, encoding what is missing in full batches as they come.
+
+    Memory bound: that of the schedule (`Schedule.slots`), allocated once.
+    """
+
+    def __init__(
+        self, engine: Engine, layout: Plan, loads: Schedule, *, batch_size: int, group: int
+    ) -> None:
+        """For groups of at most `group` windows, taken in order."""
+        self._engine, self._layout, self._loads = engine, layout, loads
+        self._batch_size = batch_size
+        self._store = FeatureStore(
+            loads.slots(batch_size=batch_size, group=group),
+            dtype=engine.dtype,
+            device=engine.device,
+        )
+        self.encoded = 0
+
+    def take(
+        self, start: int, stop: int, tiles: Iterator[npt.NDArray[np.uint8]], watch: Stopwatch
+    ) -> Iterator[int]:
+        """Encode what windows [start, stop) need; gives the tiles encoded so far, batch by batch.
+
+        Args:
+            start: first window.
+            stop: window after the last.
+            tiles: pixels of the schedule's loads, in order.
+            watch: takes the time of "read" and "encode".
+        """
+        need = int(self._loads.window_loads[start:stop].max()) + 1
+        while self.encoded < need:
+            first, last = self.encoded, min(self.encoded + self._batch_size, self.count)
+            with watch("read"):
+                batch = [next(tiles) for _ in range(first, last)]
+            with watch("encode"):
+                places = [self._layout.tile_place(int(t)) for t in self._loads.tiles[first:last]]
+                self._store.put(range(first, last), self._engine.encode(batch, places))
+            self.encoded = last
+            yield last
+
+    @property
+    def count(self) -> int:
+        """Tiles to encode in all."""
+        return len(self._loads.tiles)
+
+    def windows(self, start: int, stop: int) -> Features:
+        """(B, R, K, channels, h, w) features of windows [start, stop), whose tiles were taken."""
+        features = self._store.windows(self._loads.window_loads[start:stop])
+        self._store.release(self._loads.ended(start, stop))
+        return features

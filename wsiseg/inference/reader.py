@@ -1,0 +1,69 @@
+"""Tiles of a slide in a given order, read ahead by threads. Knows no networks.
+
+Memory bound: at most `ahead` tiles are read or being read and not yet handed over.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from itertools import islice
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import SlideReadError
+from wsiseg.geometry import Box, Grid, Point
+from wsiseg.inference.contracts import SlideLike
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+class TileReader(AbstractContextManager["TileReader"]):
+    """Reads tiles in order; leaving the `with` block ends the threads, whatever happened."""
+
+    def __init__(
+        self, slide: SlideLike, grid: Grid, *, tile_px: int, workers: int, ahead: int
+    ) -> None:
+        """Reads `tile_px` squares of `grid` with `workers` threads, at most `ahead` in advance."""
+        self._slide, self._grid, self._tile_px = slide, grid, tile_px
+        self._ahead = max(1, ahead)
+        self._pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="tiles")
+
+    def tiles(self, places: Iterable[Point]) -> Iterator[UInt8]:
+        """(tile_px, tile_px, 3) uint8 RGB tiles at `places`, in that order, white outside.
+
+        Raises:
+            SlideReadError: pixels that cannot be read; raised when that tile's turn comes.
+        """
+        rest = iter(places)
+        waiting: deque[Future[UInt8]] = deque(
+            self._pool.submit(self._read, place) for place in islice(rest, self._ahead)
+        )
+        while waiting:
+            tile = waiting.popleft().result()
+            for place in islice(rest, 1):
+                waiting.append(self._pool.submit(self._read, place))
+            yield tile
+
+    def _read(self, place: Point) -> UInt8:
+        side = self._tile_px
+        tile = self._slide.read(Box(*place, side, side), self._grid)
+        if tile.shape != (side, side, 3) or tile.dtype != np.uint8:
+            raise SlideReadError(
+                f"{self._slide.path}: the reader gave {tile.dtype} {tile.shape} for a tile of"
+                f" {side} px at ({place.x}, {place.y})"
+            )
+        return tile
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Drop what was not begun and wait for what was."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,136 @@
+"""All output files of one canvas, complete or not at all. Knows names, not formats."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsiseg.canvas import Canvas
+from wsiseg.errors import UsageError
+from wsiseg.outputs.atomic import staged
+from wsiseg.outputs.geojson import PolygonOptions, write_geojson
+from wsiseg.outputs.overview import write_overview
+from wsiseg.outputs.pyramid import write_pyramid
+from wsiseg.outputs.sidecar import ClassArea, class_areas, write_sidecar
+
+KINDS = ("mask", "geojson", "overview")
+"""What can be written besides the sidecar, which always is."""
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What to write and how.
+
+    Attributes:
+        polygons: see `PolygonOptions`.
+        compression: of the mask: deflate, lzw or zstd.
+        kinds: which of `KINDS` to write.
+    """
+
+    polygons: PolygonOptions = field(default_factory=PolygonOptions)
+    compression: str = "deflate"
+    kinds: tuple[str, ...] = KINDS
+
+    def __post_init__(self) -> None:
+        unknown = [k for k in self.kinds if k not in KINDS]
+        if unknown or not self.kinds:
+            raise UsageError(f"outputs {', '.join(unknown)}: choose from {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """What was written.
+
+    Attributes:
+        paths: the files, the sidecar last.
+        areas: area of each class, for a summary.
+        polygons: options and report of the GeoJSON, None where it was not written.
+    """
+
+    paths: list[Path]
+    areas: list[ClassArea]
+    polygons: dict[str, Any] | None
+
+
+def output_names(stem: str, *, gzip: bool = False) -> dict[str, str]:
+    """Kind to file name, with the sidecar as `json`."""
+    return {
+        "mask": f"{stem}.mask.ome.tif",
+        "geojson": f"{stem}.geojson{'.gz' if gzip else ''}",
+        "overview": f"{stem}.overview.png",
+        "json": f"{stem}.json",
+    }
+
+
+def outputs_complete(folder: str | Path, stem: str) -> bool:
+    """Whether a sidecar is there and every file that it names."""
+    folder = Path(folder)
+    files = _read_sidecar(folder / output_names(stem)["json"]).get("files")
+    return isinstance(files, dict) and all((folder / str(f)).is_file() for f in files.values())
+
+
+def write_outputs(
+    canvas: Canvas, folder: str | Path, stem: str, options: OutputOptions | None = None
+) -> OutputFiles:
+    """Write mask, polygons, overview and sidecar of a canvas as `<folder>/<stem>.*`.
+
+    All are written under temporary names and renamed at the end, the sidecar last: where it is,
+    the outputs are complete. On any failure the temporary files are removed and what was there
+    before stays.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    options = options or OutputOptions()
+    folder = Path(folder)
+    names = output_names(stem, gzip=options.polygons.gzip)
+    kinds = [k for k in KINDS if k in options.kinds]
+    finals = [folder / names[k] for k in (*kinds, "json")]
+    old = _read_sidecar(finals[-1])
+    areas = class_areas(canvas)
+    polygons: dict[str, Any] | None = None
+    with staged(*finals) as temporaries:
+        at = dict(zip((*kinds, "json"), temporaries, strict=True))
+        if "mask" in at:
+            write_pyramid(at["mask"], canvas, compression=options.compression)
+        if "geojson" in at:
+            report = write_geojson(at["geojson"], canvas, options.polygons)
+            polygons = {"options": asdict(options.polygons), **asdict(report)}
+        if "overview" in at:
+            write_overview(at["overview"], canvas, areas=areas)
+        kept = _kept(folder, old, kinds)
+        write_sidecar(
+            at["json"],
+            canvas,
+            areas=areas,
+            files={**kept, **{k: names[k] for k in kinds}},
+            polygons=polygons if "geojson" in kinds else old.get("polygons"),
+        )
+        finals[-1].unlink(missing_ok=True)  # while files are replaced, nothing is complete
+        if "geojson" in kinds:
+            other = output_names(stem, gzip=not options.polygons.gzip)["geojson"]
+            (folder / other).unlink(missing_ok=True)
+    return OutputFiles(finals, areas, polygons)
+
+
+def _kept(folder: Path, old: dict[str, Any], kinds: list[str]) -> dict[str, str]:
+    """Files of an earlier run that stay as they are."""
+    files = old.get("files")
+    if not isinstance(files, dict):
+        return {}
+    return {
+        k: str(f)
+        for k, f in files.items()
+        if k in KINDS and k not in kinds and (folder / str(f)).is_file()
+    }
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """The content of a sidecar; empty where there is none or it cannot be read."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
