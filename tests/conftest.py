@@ -6,6 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """One torch thread: the networks of the tests are too small for more."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,6 @@ LIBRARIES = {
     "openslide": {"slides"},
     "tiffslide": {"slides"},
     "tifffile": {"slides", "outputs"},
-    "rasterio": {"outputs"},
     "shapely": {"outputs"},
     "geojson": {"outputs"},
     "click": {"cli"},

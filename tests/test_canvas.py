@@ -10,13 +10,19 @@ from wsiseg.classes import Classes, TissueClass
 from wsiseg.errors import CanvasError
 from wsiseg.geometry import Box, Grid, Size
 
-CLASSES = Classes((TissueClass("Other", (9, 9, 9), background=True), TissueClass("Gland", (1, 2, 3))))
+CLASSES = Classes(
+    (TissueClass("Other", (9, 9, 9), background=True), TissueClass("Gland", (1, 2, 3)))
+)
 
 
-def make(folder: Path, size: Size = Size(700, 300)) -> Canvas:
-    grid = Grid.at_mpp(size, 0.5, 0.5)
+def make(folder: Path) -> Canvas:
+    grid = Grid.at_mpp(Size(700, 300), 0.5, 0.5)
     return Canvas.create(
-        folder / "a.canvas", grid=grid, classes=CLASSES, record={"slide": {"path": "a"}}, chunk_px=256
+        folder / "a.canvas",
+        grid=grid,
+        classes=CLASSES,
+        record={"slide": {"path": "a"}},
+        chunk_px=256,
     )
 
 

@@ -109,7 +109,9 @@ class Classes:
             )
             values = [int(r.get("value", i)) for i, r in enumerate(rows, start=1)]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
-            raise ConfigError(f"classes: each needs a name and a color of three numbers ({e})") from e
+            raise ConfigError(
+                f"classes: each needs a name and a color of three numbers ({e})"
+            ) from e
         if values != list(range(1, len(values) + 1)):
             raise ConfigError(f"class values must be 1..{len(values)} in order, not {values}")
         return cls(items)

@@ -121,12 +121,12 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     Raises:
         ConfigError: a setting without '=' or through something that is not a mapping.
     """
-    result = _copy(data)
+    result: dict[str, Any] = _copy(data)
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise ConfigError(f"--set {text}: write it as key.subkey=value")
-        node = result
+        node: Any = result
         *parents, last = key.split(".")
         for part in parents:
             node = node.setdefault(part, {})

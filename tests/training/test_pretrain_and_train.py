@@ -1,4 +1,4 @@
-"""The whole road from unlabelled tissue to a measured checkpoint, at toy size on phantom colours."""
+"""The whole road from unlabelled tissue to a measured checkpoint, at toy size."""
 
 from __future__ import annotations
 

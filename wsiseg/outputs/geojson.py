@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import geojson
 import numpy as np
 import numpy.typing as npt
 import shapely
@@ -33,6 +34,8 @@ GRID_PX = 0.01
 _NAMESPACE = uuid.UUID("7c1b6f5e-3c0f-5b0e-9c55-0f6f3d3f8a11")
 _MAX_TOLERANCE_UM = 1000.0
 _COMPACT = (",", ":")
+_SPEED_ONLY = {"batch_size", "workers", "memory_gib", "device"}
+"""Parameters that do not change what is computed, so not the ids either."""
 
 
 @dataclass(frozen=True)
@@ -233,13 +236,12 @@ def _write(
             "Mean probability": round(float(regions.confidences[shapes.chosen[i]]), 4),
         }
         properties = _properties(canvas, classes[value], numbers[value], measurements)
-        geometry = _geometry(geometries[i])
-        identity = uuid.uuid5(_NAMESPACE, f"{run}|{value}|{geometry}")
-        out.write("," if features else "")
-        out.write(f'\n{{"type":"Feature","id":"{identity}","geometry":{geometry},')
-        out.write(
-            f'"properties":{json.dumps(properties, ensure_ascii=False, separators=_COMPACT)}}}'
+        identity = uuid.uuid5(
+            _NAMESPACE, f"{run}|{value}|{shapely.to_wkb(geometries[i], hex=True)}"
         )
+        feature = geojson.Feature(str(identity), _geometry(geometries[i]), properties)
+        out.write(",\n" if features else "\n")
+        out.write(geojson.dumps(feature, ensure_ascii=False, separators=_COMPACT))
         features += 1
         vertices += int(shapely.get_num_coordinates(geometries[i]))
     out.write("\n]}\n")
@@ -270,22 +272,28 @@ def _run_identity(canvas: Canvas, options: PolygonOptions) -> str:
     record = canvas.record
     polygons = asdict(options)
     del polygons["gzip"], polygons["band_px"], polygons["all_classes"]
+    settings = record.get("parameters", {})
     parts = [
         record.get("slide", {}).get("quickhash"),
         record.get("model", {}).get("sha256"),
-        record.get("parameters", {}),
+        {k: v for k, v in settings.items() if k not in _SPEED_ONLY},
         polygons,
     ]
     return json.dumps(parts, sort_keys=True, separators=_COMPACT)
 
 
-def _geometry(geometry: Any) -> str:
-    """Compact GeoJSON text of a Polygon or MultiPolygon; whole numbers without decimals."""
+def _geometry(geometry: Any) -> dict[str, Any]:
+    """A Polygon or MultiPolygon as GeoJSON; whole numbers without decimals."""
     parts = [
-        [np.round(shapely.get_coordinates(ring), 2).tolist() for ring in shapely.get_rings(part)]
+        [_positions(shapely.get_coordinates(ring)) for ring in shapely.get_rings(part)]
         for part in shapely.get_parts(geometry)
     ]
-    coordinates = parts if len(parts) > 1 else parts[0]
-    kind = "MultiPolygon" if len(parts) > 1 else "Polygon"
-    text = json.dumps(coordinates, separators=_COMPACT).replace(".0,", ",").replace(".0]", "]")
-    return f'{{"type":"{kind}","coordinates":{text}}}'
+    if len(parts) > 1:
+        return {"type": "MultiPolygon", "coordinates": parts}
+    return {"type": "Polygon", "coordinates": parts[0]}
+
+
+def _positions(coordinates: npt.NDArray[np.float64]) -> list[list[float]]:
+    """Coordinates at 2 decimals, the whole ones as integers."""
+    rounded: list[list[float]] = np.round(coordinates, 2).tolist()
+    return [[int(v) if v.is_integer() else v for v in pair] for pair in rounded]
