@@ -234,11 +234,13 @@ def test_command_line(glands: Path, pretrained: Path, tmp_path: Path) -> None:
     arguments += ["--extractor", str(pretrained / "extractor.safetensors")]
     settings = ["mpp=1.0", "window_px=192", "head.name=fcn", "head.widths=[8, 8, 8]"]
     settings += ["loop.steps=2", "loop.batch_size=2", "validate_every=2", "patch_tiles=[1, 1]"]
+    settings += ["extractor.timesteps=[50, 200]", "extractor.taps=[3, 4, 12]"]
     for s in settings:
         arguments += ["--set", s]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "model.safetensors" in result.output
+    assert len(load_model(run / "model.safetensors", device="cpu").extractor.specs) == 6
 
     arguments = ["evaluate", "--model", str(run / "model.safetensors"), "--dataset", "glas"]
     arguments += ["--data", str(glands), "--split", "train", "--out", str(tmp_path / "eval")]
@@ -248,6 +250,19 @@ def test_command_line(glands: Path, pretrained: Path, tmp_path: Path) -> None:
     assert metrics["images"] == 6
     assert f"Dice {metrics['pixel']['dice']:.4f}" in result.output
     assert len((tmp_path / "eval" / "per_image.csv").read_text().splitlines()) == 7
+
+    statements = tmp_path / "card.yaml"
+    statements.write_text("use: tests\nlimits: [toy]\n")
+    final = tmp_path / "final.safetensors"
+    arguments = ["models", "card", str(run / "model.safetensors"), "--add", str(statements)]
+    arguments += ["--metrics", str(tmp_path / "eval" / "metrics.json"), "--out", str(final)]
+    assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    card = read_card(final)["card"]
+    assert (card["use"], card["limits"]) == ("tests", ["toy"])
+    assert card["metrics"]["glas train"]["dice"] == metrics["pixel"]["dice"]
+    assert card["training"]["loop"]["steps"] == 2
+    first, second = load_file(run / "model.safetensors"), load_file(final)
+    assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -264,7 +279,8 @@ def test_configs_load(path: Path, kind: type[Any]) -> None:
 
 
 def test_there_are_configs() -> None:
-    known = {"pretrain", "train"}
+    known = {"pretrain", "train", "cards"}
     found = list((ROOT / "configs").glob("**/*.yaml"))
-    assert len(found) >= 2
     assert {p.relative_to(ROOT / "configs").parts[0] for p in found} == known
+    for path in (ROOT / "configs" / "cards").glob("**/*.yaml"):
+        assert {"use", "data", "terms", "limits", "commands"} <= set(load_yaml(path))

@@ -1,4 +1,4 @@
-"""`wsiseg models`: list the named models, show one, import the authors' weights."""
+"""`wsiseg models`: list and show models, import the authors' weights, complete a card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsiseg.errors import UsageError
 
 @click.group()
 def command() -> None:
-    """List, show and import models."""
+    """List, show and import models; complete a model's card."""
 
 
 @command.command("list")
@@ -94,6 +94,32 @@ def import_command(
     for prefix, count in card["left_out"].items():
         click.echo(f"left out: {count} tensors {prefix}*")
     click.echo(f"written: {target}")
+
+
+@command.command("card")
+@click.argument("model", type=Path)
+@click.option("--add", type=Path, help="YAML with statements: use, data, terms, limits.")
+@click.option("--metrics", multiple=True, type=Path, help="metrics.json of `wsiseg evaluate`.")
+@click.option("--out", type=Path, required=True, help="The .safetensors file to write.")
+def card_command(model: Path, add: Path | None, metrics: tuple[Path, ...], out: Path) -> None:
+    """Write checkpoint MODEL again with more on its card; the weights stay as they are."""
+    from wsiseg.config import load_yaml
+    from wsiseg.models.card import add_to_card
+
+    statements = load_yaml(add) if add else {}
+    measured = {}
+    for path in metrics:
+        report = load_yaml(path)  # JSON is YAML
+        try:
+            row = {k: report["pixel"][k] for k in ("accuracy", "dice", "miou")}
+            row |= {k: report[k] for k in ("images", "tta", "seed")}
+            measured[f"{report['dataset']} {report['split']}"] = row
+        except (KeyError, TypeError) as e:
+            raise UsageError(f"{path}: not a metrics.json of wsiseg evaluate") from e
+    if measured:
+        statements["metrics"] = measured
+    add_to_card(model, statements, out=out)
+    click.echo(f"written: {out}")
 
 
 def _target(

@@ -38,7 +38,7 @@ def command(
     mapping = apply_overrides(load_yaml(config_path) if config_path else {}, settings)
     config = from_mapping(TrainConfig, mapping)
     dataset = open_dataset(name, data, split)
-    network = load_extractor(extractor, device="cpu")
+    network = load_extractor(extractor, device="cpu", options=config.extractor)
     provenance = {"dataset": {"name": name, "part": split}}
     if Path(extractor).is_file():
         provenance["extractor"] = read_card(extractor)["card"]

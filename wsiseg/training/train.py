@@ -37,6 +37,9 @@ class TrainConfig:
 
     head: Any = field(default_factory=lambda: {"name": "fcn"})
     """Mapping: name in HEADS and its configuration."""
+    extractor: Any = field(default_factory=dict)
+    """Mapping: what to change of the extractor without other weights, such as timesteps, taps
+    (features of several are concatenated) and conditioning."""
     mpp: float = 0.5
     """Micrometres per pixel to train and predict at."""
     window_px: int = 768
