@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from wsiseg.cli import cli
 from wsiseg.config import from_mapping, load_yaml
 from wsiseg.datasets.glas import GlaS
-from wsiseg.errors import CheckpointError, DatasetError, ModelError, UsageError
+from wsiseg.errors import CheckpointError, ConfigError, DatasetError, ModelError, UsageError
 from wsiseg.models.checkpoint import load_extractor, load_model, read_card
 from wsiseg.training.evaluate import evaluate, predict_image
 from wsiseg.training.pretrain import PretrainConfig, pretrain
@@ -109,6 +110,19 @@ def test_a_resumed_run_is_the_uninterrupted_run(stage: Any, glands: Path, tmp_pa
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_a_resumed_denoiser_is_the_uninterrupted_one(
+    pretrained: Path, glands: Path, tmp_path: Path
+) -> None:
+    for part in ("encoder", "autoencoder"):
+        shutil.copy(pretrained / f"{part}.safetensors", tmp_path)
+    stop_after(2, "ldm", pretrain_config(), glands, tmp_path)
+    resumed = pretrain("ldm", pretrain_config(), data=glands, out=tmp_path, resume=True)
+    first, second = load_file(pretrained / "extractor.safetensors"), load_file(resumed)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    report = Path("ldm", "metrics.json")  # of the same held-out batch
+    assert (pretrained / report).read_text() == (tmp_path / report).read_text()
+
+
 def stop_after(step: int, stage: Any, config: PretrainConfig, data: Path, out: Path) -> None:
     import wsiseg.training.loop as loop
 
@@ -136,6 +150,8 @@ def test_runs_are_not_mixed(pretrained: Path, glands: Path, tmp_path: Path) -> N
         pretrain("ldm", pretrain_config(), data=glands, out=tmp_path)
     with pytest.raises(DatasetError, match="no such images"):
         pretrain("encoder", pretrain_config(), data=tmp_path, out=tmp_path / "x")
+    # What failed before it began is no run: the same folder is free for another.
+    assert pretrain("encoder", pretrain_config(1), data=glands, out=tmp_path / "x").exists()
 
 
 def train_config(**changes: Any) -> TrainConfig:
@@ -223,6 +239,80 @@ def test_predictions_come_at_the_image_size_for_any_size(trained: Path) -> None:
             assert np.allclose(p.sum(0), 1, atol=1e-5)
 
 
+def test_averaged_views_are_turned_back() -> None:
+    """A model without noise and context: every view must give what the plain image gives."""
+    segmenter = load_model("stain-threshold", device="cpu")
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(40, 255, (6, 8, 3), dtype=np.uint8)
+    image = coarse.repeat(32, axis=0).repeat(32, axis=1)  # in one tile, not square
+    plain = predict_image(segmenter, image, ratio=1.0)
+    averaged = predict_image(segmenter, image, ratio=1.0, tta=True)
+    inner = np.s_[:, 8:-8, 8:-8]
+    assert np.abs(plain[inner] - averaged[inner]).max() < 1e-4
+    assert plain[inner].std() > 0.1
+
+
+def test_predictions_lie_on_the_image() -> None:
+    """Scaling there and back moves nothing: the centre of a square stays where it is."""
+    segmenter = load_model("stain-threshold", device="cpu")
+    image = np.full((210, 330, 3), 240, np.uint8)
+    image[60:121, 200:281] = (70, 40, 130)
+    for ratio in (0.5, 0.62005, 1.3):
+        dark = predict_image(segmenter, image, ratio=ratio)[1] > 0.5
+        y, x = (float(v.mean()) for v in np.nonzero(dark))
+        assert abs(y - 90) < 0.75, (ratio, y)
+        assert abs(x - 240) < 0.75, (ratio, x)
+
+
+def test_training_that_cannot_be(glands: Path, pretrained: Path, tmp_path: Path) -> None:
+    data = GlaS(glands, "train")
+    path = pretrained / "extractor.safetensors"
+    network = load_extractor(path, device="cpu")
+    data.groups = ("patient 1",) * len(data)
+    with pytest.raises(DatasetError, match="all 6 images are of one group"):
+        train(train_config(), data, network, out=tmp_path / "a")
+    stain = load_extractor("stain-threshold", device="cpu")
+    threshold = train_config(head={"name": "threshold"}, window_px=768, patch_tiles=[1, 1])
+    with pytest.raises(UsageError, match="head threshold: has no weights to train"):
+        train(threshold, GlaS(glands, "train"), stain, out=tmp_path / "b")
+    for changes in ({"validation_share": 1.0}, {"validate_every": 0}, {"patch_tiles": [0, 1]}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            train_config(**changes)
+
+
+def test_a_run_goes_on_with_its_own_extractor_only(
+    glands: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    data, path = GlaS(glands, "train"), pretrained / "extractor.safetensors"
+    config = train_config(loop={**LOOP, "steps": 2}, validate_every=2)
+    train(config, data, load_extractor(path, device="cpu"), out=tmp_path)
+    other = load_extractor(path, device="cpu")
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    with pytest.raises(UsageError, match="another extractor or images"):
+        train(config, data, other, out=tmp_path, resume=True)
+    rows = (tmp_path / "validation.csv").read_text()
+    train(config, data, load_extractor(path, device="cpu"), out=tmp_path, resume=True)
+    assert (tmp_path / "validation.csv").read_text() == rows
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_all_stages_run_on_a_gpu(glands: Path, tmp_path: Path) -> None:
+    for stage in ("encoder", "autoencoder", "ldm"):
+        pretrain(
+            stage,  # type: ignore[arg-type]
+            pretrain_config(),
+            data=glands,
+            out=tmp_path,
+            device="cuda",
+        )
+    network = load_extractor(tmp_path / "extractor.safetensors", device="cuda")
+    config = train_config(loop={**LOOP, "steps": 4, "precision": "bf16"})
+    written = train(config, GlaS(glands, "train"), network, out=tmp_path / "run")
+    result = evaluate(load_model(written, device="cuda"), GlaS(glands, "train"))
+    assert 0 <= result.pixel["dice"] <= 1
+
+
 def test_classes_must_fit(glands: Path) -> None:
     with pytest.raises(ModelError, match="are not the data set's"):
         evaluate(load_model("stain-threshold", device="cpu"), GlaS(glands, "train"))
@@ -248,6 +338,10 @@ def test_command_line(glands: Path, pretrained: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["images"] == 6
+    card = read_card(run / "model.safetensors")["card"]
+    assert card["dataset"] == {"name": "glas", "part": "train"}
+    assert card["extractor"]["licence"] == "unknown"
+    assert card["extractor"]["pretraining"]["mpp"] == 1.0
     assert f"Dice {metrics['pixel']['dice']:.4f}" in result.output
     assert len((tmp_path / "eval" / "per_image.csv").read_text().splitlines()) == 7
 
@@ -284,3 +378,26 @@ def test_there_are_configs() -> None:
     assert {p.relative_to(ROOT / "configs").parts[0] for p in found} == known
     for path in (ROOT / "configs" / "cards").glob("**/*.yaml"):
         assert {"use", "data", "terms", "limits", "commands"} <= set(load_yaml(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ldm": {"crop_px": 48}}, r"ldm\.crop_px 48: must be a multiple of 32"),
+        ({"encoder": {"dino": {"local_px": 24}}}, r"encoder\.dino\.local_px 24: .* of 16"),
+        ({"autoencoder": {"crop_px": 30}}, r"autoencoder\.crop_px 30: must be a multiple of 4"),
+        ({"scale": [1.0, 0.5]}, r"scale \[1\.0, 0\.5\]"),
+        ({"sources": []}, "at least one source"),
+        (
+            {"extractor": {**EXTRACTOR, "encoder": {**EXTRACTOR["encoder"], "heads": 3}}},  # type: ignore[dict-item]
+            "dim 16 must be a multiple of heads 3",
+        ),
+        (
+            {"extractor": {**EXTRACTOR, "unet": {**EXTRACTOR["unet"], "groups": 5}}},  # type: ignore[dict-item]
+            r"unet: channels \[8, 8, 16, 16\] must be multiples of groups 5",
+        ),
+    ],
+)
+def test_pretraining_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pretrain_config(**changes)

@@ -11,9 +11,16 @@ import click
 @click.argument("stages", nargs=-1, type=click.Choice(["encoder", "autoencoder", "ldm"]))
 @click.option("--config", "config_path", type=Path, required=True, help="YAML of all stages.")
 @click.option("--data", type=Path, required=True, help="Folder that the sources are below.")
-@click.option("--out", type=Path, required=True, help="Run folder.")
-@click.option("--set", "settings", multiple=True, metavar="A.B=V", help="Change a setting.")
+@click.option("--out", type=Path, required=True, help="Run folder; made if missing.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="A.B=V",
+    help="Change a setting, e.g. ldm.loop.steps=200; several times for several.",
+)
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
 def command(
     stages: tuple[str, ...],
     config_path: Path,
@@ -21,6 +28,7 @@ def command(
     out: Path,
     settings: tuple[str, ...],
     resume: bool,
+    device: str,
 ) -> None:
     """Pretrain STAGES (default: encoder, autoencoder and ldm, one after the other).
 
@@ -34,5 +42,5 @@ def command(
     config = from_mapping(PretrainConfig, mapping)
     for stage in STAGES:
         if not stages or stage in stages:
-            written = pretrain(stage, config, data=data, out=out, resume=resume)
+            written = pretrain(stage, config, data=data, out=out, resume=resume, device=device)
             click.echo(f"wrote {written}")

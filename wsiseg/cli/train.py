@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,11 +12,25 @@ import click
 @click.option("--dataset", "name", required=True, help="Data set: glas.")
 @click.option("--data", type=Path, required=True, help="Folder of the data set.")
 @click.option("--split", default="train", show_default=True, help="Part to train on.")
-@click.option("--extractor", required=True, help="Extractor: a file, or a model's name.")
-@click.option("--out", type=Path, required=True, help="Run folder.")
-@click.option("--config", "config_path", type=Path, help="YAML of the run.")
-@click.option("--set", "settings", multiple=True, metavar="A.B=V", help="Change a setting.")
+@click.option(
+    "--extractor",
+    required=True,
+    help="Extractor: a file of `wsiseg pretrain` or `wsiseg models import`, a checkpoint, or a "
+    "model's name.",
+)
+@click.option("--out", type=Path, required=True, help="Run folder; made if missing.")
+@click.option(
+    "--config", "config_path", type=Path, help="YAML of the run; without it the defaults."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="A.B=V",
+    help="Change a setting, e.g. loop.steps=200; several times for several.",
+)
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
 def command(
     name: str,
     data: Path,
@@ -25,6 +40,7 @@ def command(
     config_path: Path | None,
     settings: tuple[str, ...],
     resume: bool,
+    device: str,
 ) -> None:
     """Train a head on the frozen features of an extractor.
 
@@ -33,14 +49,17 @@ def command(
     from wsiseg.config import apply_overrides, from_mapping, load_yaml
     from wsiseg.datasets.table import open_dataset
     from wsiseg.models.checkpoint import load_extractor, read_card
+    from wsiseg.models.zoo import find
     from wsiseg.training.train import TrainConfig, train
 
     mapping = apply_overrides(load_yaml(config_path) if config_path else {}, settings)
     config = from_mapping(TrainConfig, mapping)
     dataset = open_dataset(name, data, split)
-    network = load_extractor(extractor, device="cpu", options=config.extractor)
-    provenance = {"dataset": {"name": name, "part": split}}
-    if Path(extractor).is_file():
-        provenance["extractor"] = read_card(extractor)["card"]
+    network = load_extractor(extractor, device=device, options=config.extractor)
+    provenance: dict[str, Any] = {"dataset": {"name": name, "part": split}}
+    file = find(extractor)[1]
+    if file is not None:
+        origin = read_card(file)
+        provenance["extractor"] = {"licence": origin["licence"], **origin["card"]}
     path = train(config, dataset, network, out=out, resume=resume, provenance=provenance)
     click.echo(f"wrote {path}")

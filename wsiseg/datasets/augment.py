@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wsiseg.errors import ConfigError
+
 UInt8 = npt.NDArray[np.uint8]
 
 
@@ -29,6 +31,21 @@ class AugmentConfig:
     stain_shift: float = 0.05
     """And shifted by +- this."""
 
+    def __post_init__(self) -> None:
+        check_scale(self.scale, "augment.scale")
+        if not 0 <= self.stain_gain < 1 or self.stain_shift < 0:
+            raise ConfigError("augment: stain_gain must be from 0 to below 1, stain_shift not < 0")
+
+
+def check_scale(scale: tuple[float, float], where: str) -> None:
+    """Refuse a range of magnifications that cannot be.
+
+    Raises:
+        ConfigError: not 0 < low <= high.
+    """
+    if not 0 < scale[0] <= scale[1] < float("inf"):
+        raise ConfigError(f"{where} {list(scale)}: must be two numbers, 0 < low <= high")
+
 
 def stain_jitter(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] with their optical density scaled and shifted per channel."""
@@ -38,7 +55,8 @@ def stain_jitter(images: Tensor, config: AugmentConfig, generator: torch.Generat
     gain = 1 + config.stain_gain * (2 * torch.rand(b, 3, 1, 1, generator=generator) - 1)
     shift = config.stain_shift * (2 * torch.rand(b, 3, 1, 1, generator=generator) - 1)
     density = -torch.log(((images + 1) * 127.5 + 1) / 256)
-    varied = torch.exp(-(density * gain + shift).clamp(min=0)) * 256 - 1
+    varied = torch.exp(-(density * gain.to(images.device) + shift.to(images.device)).clamp(min=0))
+    varied = varied * 256 - 1
     return (varied / 127.5 - 1).clamp(-1, 1)
 
 

@@ -88,10 +88,13 @@ def read_patients(root: Path) -> dict[str, str]:
     path = root / "Grade.csv"
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [
-            {str(k).strip(): str(v).strip() for k, v in r.items()} for r in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [
+                {str(k).strip(): str(v).strip() for k, v in r.items()} for r in csv.DictReader(file)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DatasetError(f"{path}: not a readable table ({e})") from e
     try:
         return {row["name"]: f"patient {row['patient ID']}" for row in rows}
     except KeyError as e:

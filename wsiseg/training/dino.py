@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from wsiseg.datasets.augment import AugmentConfig, stain_jitter
+from wsiseg.datasets.augment import AugmentConfig, check_scale, stain_jitter
+from wsiseg.errors import ConfigError
 from wsiseg.models.base import to_tensor
 from wsiseg.models.extractors.vit import ViT, ViTConfig
 from wsiseg.training.loop import LoopConfig
@@ -35,7 +36,7 @@ class DinoConfig:
     prototypes: int = 2048
     """Outputs of the projection head."""
     teacher_temperature: float = 0.04
-    """Temperature of the teacher's softmax (after warm-up)."""
+    """Temperature of the teacher's softmax."""
     student_temperature: float = 0.1
     """Temperature of the student's softmax."""
     momentum: float = 0.99
@@ -46,6 +47,18 @@ class DinoConfig:
     """Area share of a global crop."""
     local_scale: tuple[float, float] = (0.1, 0.4)
     """Area share of a local crop."""
+
+    def __post_init__(self) -> None:
+        if self.prototypes < 2 or self.local_count < 0:
+            raise ConfigError("dino: prototypes must be at least 2, local_count not negative")
+        if not min(self.teacher_temperature, self.student_temperature) > 0:
+            raise ConfigError("dino: temperatures must be above 0")
+        if not (0 <= self.momentum <= 1 and 0 <= self.centre_momentum <= 1):
+            raise ConfigError("dino: momentum and centre_momentum must be from 0 to 1")
+        for name in ("global_scale", "local_scale"):
+            check_scale(getattr(self, name), f"dino.{name}")
+            if getattr(self, name)[1] > 1:
+                raise ConfigError(f"dino.{name}: area shares must be at most 1")
 
 
 class ProjectionHead(nn.Module):
@@ -96,7 +109,7 @@ class DinoTask:
     def losses(self, batch: object, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """Cross-entropy of every student crop against every other global teacher crop."""
         c = self.config
-        images = to_tensor(batch)  # type: ignore[arg-type]
+        images = to_tensor(batch, device=self.parameters()[0].device)  # type: ignore[arg-type]
         views = [self._view(images, c.global_px, c.global_scale, generator) for _ in range(2)]
         local = [
             self._view(images, c.local_px, c.local_scale, generator) for _ in range(c.local_count)
@@ -108,8 +121,9 @@ class DinoTask:
             targets = [((t - centre) / temperature).softmax(-1) for t in logits]
             batch_centre = torch.cat(logits).mean(0, keepdim=True)
             centre.lerp_(batch_centre, 1 - c.centre_momentum)
-        outputs = _run(self.module["student"], views) + _run(self.module["student"], local)
-        loss, terms = torch.zeros(()), 0
+        outputs = _run(self.module["student"], views)
+        outputs += _run(self.module["student"], local) if local else []
+        loss, terms = images.new_zeros(()), 0
         for i, target in enumerate(targets):
             for j, output in enumerate(outputs):
                 if i != j:
@@ -145,7 +159,7 @@ class DinoTask:
         matrix[:, 0, 0], matrix[:, 1, 1] = side * flip[:, 0], side * flip[:, 1]
         matrix[swap, :, :2] = matrix[swap][:, :, [1, 0]]
         matrix[:, :, 2] = centre
-        grid = nnf.affine_grid(matrix, [b, 3, size, size], align_corners=False)
+        grid = nnf.affine_grid(matrix.to(images.device), [b, 3, size, size], align_corners=False)
         view = nnf.grid_sample(images, grid, align_corners=False, padding_mode="reflection")
         return stain_jitter(view, self.augment, generator)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from wsiseg.classes import Classes
-from wsiseg.datasets.base import LabelledDataset, LabelledImage
+from wsiseg.datasets.base import LabelledDataset
 from wsiseg.errors import ModelError
 from wsiseg.geometry import Point
 from wsiseg.models.base import to_tensor
@@ -29,12 +29,10 @@ class Evaluation:
     Attributes:
         pixel: metrics of the one pooled confusion matrix, see `pixel_metrics`.
         per_image: the same metrics of each image, by name, without the matrix.
-        panels: (name, image, truth, prediction) of the first images, for pictures.
     """
 
     pixel: dict[str, Any]
     per_image: dict[str, dict[str, float]]
-    panels: list[tuple[LabelledImage, npt.NDArray[np.uint8]]] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """The pooled metrics and the means of the per-image ones, ready for JSON."""
@@ -55,7 +53,6 @@ def evaluate(
     indices: Sequence[int] | None = None,
     seed: int = 0,
     tta: bool = False,
-    panels: int = 0,
 ) -> Evaluation:
     """Compare predictions with the labels of a data set.
 
@@ -65,7 +62,6 @@ def evaluate(
         indices: which images; default all.
         seed: seed of the noise.
         tta: average over the eight flips and quarter turns.
-        panels: number of predictions to keep for pictures.
 
     Raises:
         ModelError: the classes differ from those of the data set.
@@ -83,8 +79,6 @@ def evaluate(
         pooled += matrix
         metrics = pixel_metrics(matrix, dataset.classes)
         result.per_image[item.name] = {n: metrics[n] for n in ("accuracy", "dice", "miou")}
-        if len(result.panels) < panels:
-            result.panels.append((item, predicted))
     result.pixel = pixel_metrics(pooled, dataset.classes)
     return result
 

@@ -66,7 +66,9 @@ class AutoencoderTask:
 
     def losses(self, batch: object, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """Reconstruction and bottleneck losses of a batch (B, H, W, 3) uint8."""
-        images = stain_jitter(to_tensor(batch), self.augment, generator)  # type: ignore[arg-type]
+        device = self.parameters()[0].device
+        pixels = to_tensor(batch, device=device)  # type: ignore[arg-type]
+        images = stain_jitter(pixels, self.augment, generator)
         rebuilt, bottleneck = self.reconstruct(images, generator)
         rebuilt = rebuilt.float()
         pixel = (rebuilt - images).abs().mean()
@@ -138,8 +140,10 @@ class DenoiserTask:
         return list(self.module["live"].parameters())
 
     def losses(self, batch: object, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """Mean squared error of the predicted noise; `at_50` only of a step at t = 50."""
-        images = stain_jitter(to_tensor(batch), self.augment, generator)  # type: ignore[arg-type]
+        """Mean squared error of the predicted noise of a batch (B, H, W, 3) uint8."""
+        device = self.parameters()[0].device
+        pixels = to_tensor(batch, device=device)  # type: ignore[arg-type]
+        images = stain_jitter(pixels, self.augment, generator)
         with torch.no_grad():
             latents = encode(self.first_stage, self.config.first_stage, images).float()
             vectors = nnf.normalize(self.encoder(images).float(), dim=-1)
@@ -147,17 +151,26 @@ class DenoiserTask:
         keep = torch.rand(b, 1, generator=generator) >= self.training.null_share
         u = torch.rand(b, generator=generator) ** self.training.timestep_power
         t = (u * steps).long().clamp(max=steps - 1)
-        noise = torch.randn(latents.shape, generator=generator)
-        return {"loss": self.error("live", latents, vectors * keep, t, noise)}
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        return {"loss": self.error("live", latents, vectors * keep.to(device), t, noise)}
 
     def error(
         self, which: str, latents: Tensor, vectors: Tensor, t: Tensor, noise: Tensor
     ) -> Tensor:
-        """Mean squared error of the noise predicted by the `live` or `average` weights."""
+        """Mean squared error of the noise predicted by the `live` or `average` weights.
+
+        Args:
+            which: `live` or `average`.
+            latents: (B, C, h, w) clean latents, scaled.
+            vectors: (B, dim) L2-normalised vectors of the encoder; zeros for the null condition.
+            t: (B,) int64 diffusion steps on the CPU.
+            noise: (B, C, h, w) standard normal.
+        """
         parts: Any = self.module[which]
-        noised = add_noise(latents, noise, self.alphas_bar[t].view(-1, 1, 1, 1))
+        alpha_bar = self.alphas_bar[t].view(-1, 1, 1, 1).to(latents.device)
+        noised = add_noise(latents, noise, alpha_bar)
         context = parts["conditioner"].context(vectors)
-        predicted = parts["unet"](noised, t, context).sample
+        predicted = parts["unet"](noised, t.to(noised.device), context).sample
         return nnf.mse_loss(predicted.float(), noise)
 
     def after_step(self, step: int) -> None:

@@ -6,9 +6,9 @@ resumed run is the run that was not interrupted.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
+import pickle
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from wsiseg.config import to_mapping
-from wsiseg.errors import CheckpointError, UsageError
+from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
+from wsiseg.training.files import append_row, cut_rows, replacing
+
+_DAMAGE = (  # what reading a damaged state can raise
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,16 @@ class LoopConfig:
     """Steps between two lines of the log."""
     save_every: int = 200
     """Steps between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"loop.{name} {getattr(self, name)}: must be at least 1")
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"loop.{name} {getattr(self, name)}: must not be negative")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"loop.learning_rate {self.learning_rate}: must be above 0")
 
 
 class Task(Protocol):
@@ -70,26 +91,20 @@ class Task(Protocol):
 def claim_run(run: Path, config: Any, *, resume: bool) -> None:
     """Make a run folder and keep its configuration in it; refuse to mix two runs.
 
+    A run that ended before its first line of log or state (a missing data folder, say) is none.
+
     Raises:
         UsageError: the folder holds a run and `resume` is off, or that of another configuration.
+        OutputError: the folder cannot be written.
     """
     record, text = run / "config.json", json.dumps(to_mapping(config), indent=1)
-    if record.exists() and not resume:
+    begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
+    if begun and not resume:
         raise UsageError(f"{run}: holds a run already; give --resume or another --out")
-    if record.exists() and record.read_text() != text:
+    if begun and (not record.exists() or record.read_text() != text):
         raise UsageError(f"{run}: was started with another configuration; use another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    record.write_text(text)
-
-
-def append_row(path: Path, row: Mapping[str, float]) -> None:
-    """Add a row to a CSV file, with a header if the file is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    with replacing(record) as temporary:
+        temporary.write_text(text)
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -101,15 +116,21 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def resume_step(path: Path, *, device: str = "cpu") -> tuple[int, dict[str, Any] | None]:
-    """(next step, state) of a checkpoint written by `run_loop`; (0, None) where there is none."""
+def resume_step(path: Path) -> tuple[int, dict[str, Any] | None]:
+    """(next step, state on the CPU) of what `run_loop` wrote; (0, None) where there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     if not path.exists():
         return 0, None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return int(state["step"]), state
-    except (RuntimeError, KeyError, EOFError, OSError) as e:
-        raise CheckpointError(f"{path}: not a readable training state; remove it ({e})") from e
+    except _DAMAGE as e:
+        raise CheckpointError(
+            f"{path}: not a readable training state; remove the run and start again"
+        ) from e
 
 
 def run_loop(
@@ -130,6 +151,10 @@ def run_loop(
         run: folder for `log.csv` and `state.pt`.
         seed: seed of every step's generator.
         state: what `resume_step` gave.
+
+    Raises:
+        ModelError: the loss is no longer finite.
+        OutputError: log or state cannot be written.
     """
     optimiser = torch.optim.AdamW(
         task.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -138,7 +163,8 @@ def run_loop(
     if saved is not None:
         task.module.load_state_dict(saved["module"])
         optimiser.load_state_dict(saved["optimiser"])
-    log = _Log(run / "log.csv", append=first > 0)
+    cut_rows(run / "log.csv", first)
+    log = _Log(run / "log.csv")
     device = next(task.module.parameters()).device.type
     for step in range(first, config.steps):
         rate = learning_rate(config, step)
@@ -153,7 +179,10 @@ def run_loop(
             nn.utils.clip_grad_norm_(task.parameters(), config.clip_norm)
         optimiser.step()
         task.after_step(step)
-        log.add({k: float(v.detach()) for k, v in losses.items()})
+        values = {k: float(v.detach()) for k, v in losses.items()}
+        log.add(values)
+        if not math.isfinite(values["loss"]):
+            raise ModelError(f"the loss is not finite at step {step + 1}; lower the learning rate")
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             log.write(step + 1, config.steps, rate)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -161,26 +190,23 @@ def run_loop(
 
 
 def _save(path: Path, task: Task, optimiser: torch.optim.Optimizer, step: int) -> None:
-    temporary = path.with_suffix(".tmp")
     state = {
         "step": step,
         "module": task.module.state_dict(),
         "optimiser": optimiser.state_dict(),
     }
-    torch.save(state, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 class _Log:
     """Means of the losses since the last line, to a CSV file and to standard output."""
 
-    def __init__(self, path: Path, *, append: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.sums: dict[str, float] = {}
         self.count = 0
         self.since = time.monotonic()
-        if not append:
-            path.unlink(missing_ok=True)
 
     def add(self, losses: Mapping[str, float]) -> None:
         for name, value in losses.items():

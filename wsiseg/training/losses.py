@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from wsiseg.classes import IGNORE
+from wsiseg.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class LossConfig:
     """Weight of the pixel-wise cross-entropy."""
     dice: float = 0.0
     """Weight of the soft Dice loss, averaged over the classes."""
+
+    def __post_init__(self) -> None:
+        if min(self.cross_entropy, self.dice) < 0 or not self.cross_entropy + self.dice > 0:
+            raise ConfigError("loss: weights must not be negative, and one must be above 0")
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:

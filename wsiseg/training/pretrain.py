@@ -10,22 +10,22 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn import functional as nnf
 
-from wsiseg.config import from_mapping, to_mapping
-from wsiseg.datasets.augment import AugmentConfig
-from wsiseg.errors import CheckpointError
+from wsiseg.config import to_mapping
+from wsiseg.datasets.augment import AugmentConfig, check_scale
+from wsiseg.errors import ConfigError
 from wsiseg.models.base import to_tensor
 from wsiseg.models.checkpoint import save_extractor
-from wsiseg.models.extractors.latent import FirstStageConfig, build_first_stage, encode
+from wsiseg.models.devices import pick_device
+from wsiseg.models.extractors.latent import encode
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig, PathSegDiffExtractor
-from wsiseg.models.extractors.vit import ViT
 from wsiseg.training.dino import DinoConfig, DinoTask
+from wsiseg.training.files import replacing
 from wsiseg.training.latent import (
     AutoencoderConfig,
     AutoencoderTask,
@@ -34,6 +34,7 @@ from wsiseg.training.latent import (
     latent_statistics,
 )
 from wsiseg.training.loop import LoopConfig, claim_run, resume_step, run_loop
+from wsiseg.training.parts import load_parts, save_part
 from wsiseg.training.tiles import SourceConfig, TilePool
 
 Stage = Literal["encoder", "autoencoder", "ldm"]
@@ -101,9 +102,30 @@ class PretrainConfig:
     ldm: DenoiserStage = DenoiserStage()
     """Third stage."""
 
+    def __post_init__(self) -> None:
+        check_scale(self.scale, "scale")
+        if not self.sources or not self.mpp > 0 or self.seed < 0:
+            raise ConfigError("give at least one source, an mpp above 0 and a seed from 0")
+        patch, factor = self.extractor.encoder.patch_px, self.extractor.first_stage.factor
+        for name, side, unit in (
+            ("encoder.dino.global_px", self.encoder.dino.global_px, patch),
+            ("encoder.dino.local_px", self.encoder.dino.local_px, patch),
+            ("autoencoder.crop_px", self.autoencoder.crop_px, factor),
+            ("ldm.crop_px", self.ldm.crop_px, factor * 8),
+            ("ldm.crop_px", self.ldm.crop_px, patch),
+        ):
+            if side < unit or side % unit:
+                raise ConfigError(f"{name} {side}: must be a multiple of {unit}")
+
 
 def pretrain(
-    stage: Stage, config: PretrainConfig, *, data: Path, out: Path, resume: bool = False
+    stage: Stage,
+    config: PretrainConfig,
+    *,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    device: str = "cpu",
 ) -> Path:
     """Run one stage.
 
@@ -113,6 +135,7 @@ def pretrain(
         data: folder that the sources' paths are relative to.
         out: run folder; `out/<stage>/` gets log, state and configuration.
         resume: continue from the state that is there.
+        device: auto, cpu, cuda, cuda:N or mps; randomness is drawn on the CPU for all of them.
 
     Returns:
         The file with the part's weights.
@@ -121,52 +144,90 @@ def pretrain(
         UsageError: the stage was run already and `resume` is off, or its configuration differs.
         DatasetError: a source matches no file.
         CheckpointError: an earlier stage is missing or damaged.
+        ModelError: the device is not there, or the loss is no longer finite.
+        OutputError: the run folder cannot be written.
     """
-    run = out / stage
+    run, target = out / stage, pick_device(device)
     claim_run(run, config, resume=resume)
     torch.manual_seed(config.seed)
     part = getattr(config, stage)
     pool = TilePool.load(config.sources, data, mpp=config.mpp)
     print(f"{stage}: {len(pool)} images, {part.loop.steps} steps", flush=True)
     state = resume_step(run / "state.pt")
-    batches = pool.batches(
-        part.crop_px, part.loop.batch_size, seed=config.seed, start=state[0], scale=config.scale
-    )
     runner = {"encoder": _encoder, "autoencoder": _autoencoder, "ldm": _denoiser}[stage]
-    return runner(config, batches, out, state)
+    return runner(config, _Crops(pool, config, part), state, out, target)
 
 
 State = tuple[int, dict[str, Any] | None]
-Batches = Iterator[np.ndarray[Any, np.dtype[np.uint8]]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def _encoder(config: PretrainConfig, batches: Batches, out: Path, state: State) -> Path:
+class _Crops(NamedTuple):
+    """The numbered batches of a stage; batch n is the same in every process."""
+
+    pool: TilePool
+    config: PretrainConfig
+    part: EncoderStage | AutoencoderStage | DenoiserStage
+
+    def one(self, number: int) -> Pixels:
+        rng = np.random.default_rng((self.config.seed, number))
+        count = self.part.loop.batch_size
+        return self.pool.batch(self.part.crop_px, count, rng, scale=self.config.scale)
+
+    def starting(self, number: int) -> Iterator[Pixels]:
+        return self.pool.batches(
+            self.part.crop_px,
+            self.part.loop.batch_size,
+            seed=self.config.seed,
+            start=number,
+            scale=self.config.scale,
+        )
+
+
+def _encoder(
+    config: PretrainConfig, crops: _Crops, state: State, out: Path, device: torch.device
+) -> Path:
     part = config.encoder
     task = DinoTask(config.extractor.encoder, part.dino, config.augment, part.loop)
+    task.module.to(device)
+    batches = crops.starting(state[0])
     run_loop(task, batches, part.loop, run=out / "encoder", seed=config.seed, state=state)
-    return _save_part(out / "encoder.safetensors", task.encoder, {})
+    return save_part(out / "encoder.safetensors", task.encoder, {})
 
 
-def _autoencoder(config: PretrainConfig, batches: Batches, out: Path, state: State) -> Path:
+def _autoencoder(
+    config: PretrainConfig, crops: _Crops, state: State, out: Path, device: torch.device
+) -> Path:
     part = config.autoencoder
     task = AutoencoderTask(config.extractor.first_stage, part.autoencoder, config.augment)
+    task.module.to(device)
+    batches = crops.starting(state[0])
     run_loop(task, batches, part.loop, run=out / "autoencoder", seed=config.seed, state=state)
-    images = to_tensor(next(batches))
+    images = to_tensor(crops.one(part.loop.steps), device=device)
     measured = latent_statistics(task.module, config.extractor.first_stage, images)
-    return _save_part(out / "autoencoder.safetensors", task.module, to_mapping(measured))
+    return save_part(out / "autoencoder.safetensors", task.module, to_mapping(measured))
 
 
-def _denoiser(config: PretrainConfig, batches: Batches, out: Path, state: State) -> Path:
+def _denoiser(
+    config: PretrainConfig, crops: _Crops, state: State, out: Path, device: torch.device
+) -> Path:
     part = config.ldm
     encoder, first_stage, measured = load_parts(config.extractor, out)
     extractor = replace(config.extractor, first_stage=measured)
     task = DenoiserTask(
-        extractor, part.denoiser, config.augment, encoder=encoder, first_stage=first_stage
+        extractor,
+        part.denoiser,
+        config.augment,
+        encoder=encoder.to(device),
+        first_stage=first_stage.to(device),
     )
-    held_out = to_tensor(next(batches))
+    task.module.to(device)
+    held_out = to_tensor(crops.one(0), device=device)
+    batches = crops.starting(state[0] + 1)  # batch 0 is kept for the report
     run_loop(task, batches, part.loop, run=out / "ldm", seed=config.seed, state=state)
     report = denoising_error(task, held_out, extractor.timesteps[0], seed=config.seed)
-    (out / "ldm" / "metrics.json").write_text(json.dumps(report, indent=1))
+    with replacing(out / "ldm" / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1))
     print("  ".join(f"{k} {v:.4f}" for k, v in report.items()), flush=True)
     network = PathSegDiffExtractor(extractor)
     average: Any = task.module["average"]
@@ -197,7 +258,7 @@ def denoising_error(
         latents = encode(task.first_stage, task.config.first_stage, images)
         vectors = nnf.normalize(task.encoder(images), dim=-1)
         t = torch.full((len(images),), timestep)
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         variants = {
             "conditioned": vectors,
             "null": torch.zeros_like(vectors),
@@ -206,40 +267,3 @@ def denoising_error(
         return {
             name: float(task.error("average", latents, v, t, noise)) for name, v in variants.items()
         }
-
-
-def load_parts(
-    config: PathSegDiffConfig, out: Path
-) -> tuple[ViT, torch.nn.Module, FirstStageConfig]:
-    """Encoder, first stage and the latter's configuration with its measured scale, from a run.
-
-    Raises:
-        CheckpointError: a part is missing or does not fit the configuration.
-    """
-    encoder = ViT(config.encoder)
-    first_stage = build_first_stage(config.first_stage)
-    _load_part(out / "encoder.safetensors", encoder)
-    meta = _load_part(out / "autoencoder.safetensors", first_stage)
-    return encoder, first_stage, from_mapping(FirstStageConfig, meta)
-
-
-def _save_part(path: Path, module: torch.nn.Module, meta: dict[str, Any]) -> Path:
-    tensors = {k: v.contiguous() for k, v in module.state_dict().items()}
-    save_file(tensors, path, metadata={"wsiseg.part": json.dumps(meta)})
-    return path
-
-
-def _load_part(path: Path, module: torch.nn.Module) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        module.load_state_dict(load_file(path))
-        with safe_open(path, framework="pt") as file:
-            meta: dict[str, Any] = json.loads(file.metadata()["wsiseg.part"])
-            return meta
-    except FileNotFoundError as e:
-        raise CheckpointError(f"{path}: not there; run the stage {path.stem} first") from e
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(
-            f"{path}: does not fit the configuration; run {path.stem} again"
-        ) from e

@@ -6,18 +6,19 @@ pixel); of a slide at most `SLIDE_PX` pixels are held, cut from tissue.
 
 from __future__ import annotations
 
-import threading
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from wsiseg.datasets.augment import random_crop
-from wsiseg.errors import DatasetError
+from wsiseg.errors import ConfigError, DatasetError
 from wsiseg.geometry import Box
 from wsiseg.slides.slide import open_slide
 
@@ -39,6 +40,12 @@ class SourceConfig:
     exclude: str = ""
     """Glob of file names to leave out (annotations, test images)."""
 
+    def __post_init__(self) -> None:
+        if not self.path or Path(self.path).is_absolute():
+            raise ConfigError(f"source path {self.path!r}: must be relative to the data folder")
+        if not self.weight > 0 or (self.mpp is not None and not self.mpp > 0):
+            raise ConfigError(f"source {self.path}: weight and mpp must be above 0")
+
 
 class TilePool:
     """Images in memory, sampled by source weight."""
@@ -57,7 +64,7 @@ class TilePool:
             mpp: micrometres per pixel to bring images of known resolution to.
 
         Raises:
-            DatasetError: a source matches no file or a file is not an image.
+            DatasetError: a source matches no file, a file is not an image, slides show no tissue.
         """
         groups = [_load_source(source, root, mpp) for source in sources]
         return cls(groups, [s.weight for s in sources])
@@ -79,23 +86,17 @@ class TilePool:
     def batches(
         self, size_px: int, count: int, *, seed: int, start: int, scale: tuple[float, float]
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Endless batches made one ahead in a thread; batch n depends only on (seed, n)."""
-        queue: Queue[npt.NDArray[np.uint8]] = Queue(maxsize=2)
-        stop = threading.Event()
+        """Endless batches made ahead in a thread; batch n depends only on (seed, n)."""
 
-        def work() -> None:
-            step = start
-            while not stop.is_set():
-                rng = np.random.default_rng((seed, step))
-                queue.put(self.batch(size_px, count, rng, scale=scale))
-                step += 1
+        def make(step: int) -> npt.NDArray[np.uint8]:
+            return self.batch(size_px, count, np.random.default_rng((seed, step)), scale=scale)
 
-        threading.Thread(target=work, daemon=True).start()
-        try:
-            while True:
-                yield queue.get()
-        finally:
-            stop.set()
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            ahead = deque(worker.submit(make, n) for n in range(start, start + 2))
+            for step in itertools.count(start + 2):
+                batch = ahead.popleft().result()
+                ahead.append(worker.submit(make, step))
+                yield batch
 
 
 def _load_source(source: SourceConfig, root: Path, mpp: float) -> list[Image.Image]:
@@ -112,6 +113,8 @@ def _load_source(source: SourceConfig, root: Path, mpp: float) -> list[Image.Ima
             images.append(_load_image(path, source.mpp, mpp))
         else:
             images.extend(_load_slide(path, source.mpp, mpp))
+    if not images:
+        raise DatasetError(f"{root / source.path}: no tissue found on these slides; leave them out")
     return images
 
 

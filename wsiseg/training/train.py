@@ -5,6 +5,7 @@ Source: PathSegDiff (arXiv:2504.06950), section 4: Adam, cross-entropy, only the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,16 @@ from wsiseg import __version__
 from wsiseg.config import to_mapping
 from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch, stain_jitter
 from wsiseg.datasets.base import LabelledDataset, grouped_split
+from wsiseg.errors import ConfigError, DatasetError, UsageError
 from wsiseg.geometry import Point
+from wsiseg.models import storage
 from wsiseg.models.base import FeatureExtractor, to_tensor
 from wsiseg.models.checkpoint import save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mapping
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.evaluate import Evaluation, evaluate
-from wsiseg.training.loop import LoopConfig, append_row, claim_run, resume_step, run_loop
+from wsiseg.training.files import append_row, cut_rows, replacing
+from wsiseg.training.loop import LoopConfig, claim_run, resume_step, run_loop
 from wsiseg.training.losses import LossConfig, segmentation_loss
 
 Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[Point]]
@@ -61,6 +65,12 @@ class TrainConfig:
     licence: str = "unknown"
     """Terms of the weights, which follow from the data's and the extractor's."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"validation_share {self.validation_share}: must be 0 to below 1")
+        if self.validate_every < 1 or min(self.patch_tiles) < 1 or self.seed < 0:
+            raise ConfigError("validate_every and patch_tiles must be at least 1, seed at least 0")
+
 
 class HeadTask:
     """The head of a segmenter on patches; validates and keeps the best weights."""
@@ -88,12 +98,13 @@ class HeadTask:
         """The segmentation loss of a batch of patches; the noise is seeded by the step."""
         images, masks, places = batch
         self.segmenter.eval()
-        x = stain_jitter(to_tensor(images), self.config.augment, generator)
+        device = self.segmenter.device
+        x = stain_jitter(to_tensor(images, device=device), self.config.augment, generator)
         with torch.no_grad():
             features = self.segmenter.features(x, places, seed=self.config.seed + step)
         self.segmenter.head.train()
         logits = self.segmenter.window_logits(features).float()
-        target = torch.from_numpy(masks).long()
+        target = torch.from_numpy(masks).to(device).long()
         return {"loss": segmentation_loss(logits, target, self.config.loss)}
 
     def after_step(self, step: int) -> None:
@@ -120,9 +131,8 @@ class HeadTask:
 
     def _keep(self, dice: float) -> None:
         self.module.best.fill_(dice)  # type: ignore[operator]
-        temporary = self.run / "best.tmp"
-        torch.save(self.segmenter.head.state_dict(), temporary)
-        temporary.replace(self.run / "best.pt")
+        with replacing(self.run / "best.pt") as temporary:
+            torch.save(self.segmenter.head.state_dict(), temporary)
 
 
 def train(
@@ -139,7 +149,7 @@ def train(
     Args:
         config: the run's configuration.
         dataset: labelled images to train on; validation images are taken from it by group.
-        extractor: frozen; see `load_extractor`.
+        extractor: frozen; see `load_extractor`. The head is trained on its device.
         out: run folder: config.json, log.csv, validation.csv, state.pt, model.safetensors.
         resume: continue from the state that is there.
         provenance: what the card says of data and extractor.
@@ -148,8 +158,18 @@ def train(
         The checkpoint.
 
     Raises:
-        UsageError: the folder holds a run already and `resume` is off.
+        UsageError: the folder holds a run already and `resume` is off; `resume` with another
+            configuration, extractor or images; a head without weights.
+        DatasetError: validation leaves no image to train on.
+        ModelError: the loss is no longer finite.
+        OutputError: the run folder cannot be written.
     """
+    training, held = grouped_split(dataset.groups, config.validation_share, config.seed)
+    if not training:
+        raise DatasetError(
+            f"all {len(dataset)} images are of one group, which validation takes; "
+            "set validation_share to 0 or give more images"
+        )
     claim_run(out, config, resume=resume)
     torch.manual_seed(config.seed)
     model = ModelConfig(
@@ -160,12 +180,16 @@ def train(
         window_px=config.window_px,
     )
     segmenter = build_segmenter(model, extractor=extractor)
-    training, held = grouped_split(dataset.groups, config.validation_share, config.seed)
+    segmenter.to(segmenter.device)  # the extractor's
+    if not any(True for _ in segmenter.head.parameters()):
+        raise UsageError(f"head {model.head['name']}: has no weights to train; use another head")
     task = HeadTask(segmenter, config, dataset, validation=held, run=out)
     state = resume_step(out / "state.pt")
+    _claim_inputs(out, dataset, extractor, resumed=state[0] > 0)
+    cut_rows(out / "validation.csv", state[0])
     batches = patches(dataset, training, config, tile_px=extractor.tile_px, start=state[0])
     run_loop(task, batches, config.loop, run=out, seed=config.seed, state=state)
-    segmenter.head.load_state_dict(torch.load(out / "best.pt", weights_only=True))
+    segmenter.head.load_state_dict(_best(out / "best.pt"))
     card = {
         "training": to_mapping(config),
         "images": {"training": len(training), "validation": len(held)},
@@ -176,6 +200,24 @@ def train(
     path = out / "model.safetensors"
     save_checkpoint(path, segmenter.eval(), card=card, licence=config.licence, dtype="float16")
     return path
+
+
+def _claim_inputs(
+    out: Path, dataset: LabelledDataset, extractor: FeatureExtractor, *, resumed: bool
+) -> None:
+    """Keep which extractor and images a run has in inputs.json; refuse to resume with others."""
+    own = storage.fingerprint(extractor_mapping(extractor), extractor.state_dict())
+    text = json.dumps({"extractor": own, "images": list(dataset.names)}, indent=1)
+    record = out / "inputs.json"
+    if resumed and record.exists() and record.read_text() != text:
+        raise UsageError(f"{out}: was started with another extractor or images; use another --out")
+    with replacing(record) as temporary:
+        temporary.write_text(text)
+
+
+def _best(path: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
 
 
 def patches(

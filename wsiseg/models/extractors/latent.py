@@ -41,6 +41,11 @@ class FirstStageConfig:
     groups: int = 32
     """Groups of the group norms."""
 
+    def __post_init__(self) -> None:
+        _check_widths("first_stage", self.channels, self.groups)
+        if min(self.layers, self.latent_channels, self.codes) < 1 or not self.scale > 0:
+            raise ConfigError("first_stage: layers, latent_channels, codes and scale must be > 0")
+
     @property
     def factor(self) -> int:
         """Image pixels per latent pixel."""
@@ -63,6 +68,14 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if len(self.channels) != 4 or self.layers != 2:
             raise ConfigError("the denoiser has four levels of two blocks: 12 decoder taps")
+        _check_widths("unet", self.channels, self.groups)
+
+
+def _check_widths(where: str, channels: Sequence[int], groups: int) -> None:
+    if groups < 1 or not channels or any(c < 1 or c % groups for c in channels):
+        raise ConfigError(
+            f"{where}: channels {list(channels)} must be multiples of groups {groups}"
+        )
 
 
 def build_first_stage(config: FirstStageConfig) -> nn.Module:

@@ -118,13 +118,6 @@ class PathSegDiffExtractor(FeatureExtractor):
         return tuple(maps)
 
 
-def null_conditioned(config: PathSegDiffConfig) -> PathSegDiffConfig:
-    """The same configuration with the null condition."""
-    from dataclasses import replace
-
-    return replace(config, conditioning="null")
-
-
 def parameter_counts(extractor: PathSegDiffExtractor) -> dict[str, int]:
     """Parameters of each part, named as in the paper's Table 1."""
     parts: dict[str, torch.nn.Module] = {

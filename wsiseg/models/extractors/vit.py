@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from wsiseg.errors import ConfigError
 from wsiseg.models.compat import ensure_torchvision_imports
 
 
@@ -29,6 +30,14 @@ class ViTConfig:
     """Side of the square that becomes a token."""
     position_px: int = 224
     """Image side that the position embedding was made for; others are interpolated."""
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.depth, self.heads, self.patch_px) < 1 or self.dim % self.heads:
+            raise ConfigError(f"encoder: dim {self.dim} must be a multiple of heads {self.heads}")
+        if self.position_px < 1 or self.position_px % self.patch_px:
+            raise ConfigError(
+                f"encoder: position_px {self.position_px} must be a multiple of patch_px"
+            )
 
 
 class ViT(nn.Module):

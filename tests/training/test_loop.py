@@ -1,0 +1,149 @@
+"""The loop's bookkeeping: rates, claimed folders, damaged states, losses that run away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wsiseg.config import from_mapping
+from wsiseg.datasets.augment import AugmentConfig
+from wsiseg.errors import CheckpointError, ConfigError, ModelError, OutputError, UsageError
+from wsiseg.training.dino import DinoConfig
+from wsiseg.training.files import append_row, cut_rows, replacing
+from wsiseg.training.loop import LoopConfig, claim_run, learning_rate, resume_step, run_loop
+from wsiseg.training.losses import LossConfig
+from wsiseg.training.tiles import SourceConfig
+
+
+class Line:
+    """Fits y = w x; `scale` multiplies the loss."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        torch.manual_seed(0)
+        self.module, self.scale = nn.Linear(1, 1), scale
+        self.steps: list[int] = []
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.module.parameters())
+
+    def losses(self, batch: Any, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        x = torch.rand(4, 1, generator=generator)
+        return {"loss": self.scale * (self.module(x) - 3 * x).square().mean()}
+
+    def after_step(self, step: int) -> None:
+        self.steps.append(step)
+
+
+def endless() -> Iterator[None]:
+    while True:
+        yield None
+
+
+def test_learning_rate_rises_and_falls_on_a_cosine() -> None:
+    config = LoopConfig(steps=110, warmup_steps=10, learning_rate=2.0)
+    rates = [learning_rate(config, s) for s in range(111)]
+    assert rates[:10] == pytest.approx([0.2 * (s + 1) for s in range(10)])
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[60] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
+    assert rates[110] == pytest.approx(0.02)
+    assert learning_rate(LoopConfig(steps=5, warmup_steps=0, learning_rate=1.0), 0) == 1.0
+
+
+def test_a_resumed_run_logs_each_step_once(tmp_path: Path) -> None:
+    config = LoopConfig(steps=6, warmup_steps=0, log_every=1, save_every=6)
+    short = LoopConfig(steps=4, warmup_steps=0, log_every=1, save_every=2)
+    run_loop(Line(), endless(), short, run=tmp_path, seed=0)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state["step"] = 2  # as if the run had been killed after its fourth line
+    task = Line()
+    run_loop(task, endless(), config, run=tmp_path, seed=0, state=(2, state))
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert [r.split(",")[0] for r in rows] == ["step", "1", "2", "3", "4", "5", "6"]
+    assert task.steps == [2, 3, 4, 5]
+    assert resume_step(tmp_path / "state.pt")[0] == 6
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not finite at step 1; lower the learning rate"):
+        run_loop(Line(math.inf), endless(), LoopConfig(), run=tmp_path, seed=0)
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_folder_is_claimed_by_a_run_that_began(tmp_path: Path) -> None:
+    first, second = LoopConfig(steps=1), LoopConfig(steps=2)
+    claim_run(tmp_path, first, resume=False)
+    claim_run(tmp_path, second, resume=False)  # the first never began
+    append_row(tmp_path / "log.csv", {"step": 1})
+    with pytest.raises(UsageError, match="holds a run already; give --resume"):
+        claim_run(tmp_path, second, resume=False)
+    with pytest.raises(UsageError, match="another configuration"):
+        claim_run(tmp_path, first, resume=True)
+    claim_run(tmp_path, second, resume=True)
+
+
+def test_what_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot be written .*check free space"):
+        claim_run(tmp_path / "file", LoopConfig(), resume=False)
+    with pytest.raises(OutputError, match="cannot be written"):
+        append_row(tmp_path / "file" / "log.csv", {"step": 1})
+    target = tmp_path / "kept"
+    target.write_text("old")
+
+    def stopped() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "kept"]
+    assert target.read_text() == "old"
+
+
+def test_rows_after_a_step_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    cut_rows(path, 3)
+    assert not path.exists()
+    for step in (1, 3, 5):
+        append_row(path, {"step": step, "loss": 0.5})
+    cut_rows(path, 3)
+    assert path.read_text().split() == ["step,loss", "1,0.5", "3,0.5"]
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x80\x02cos\nsystem\n.", b"PK\x03\x04"])
+def test_a_damaged_state_is_said_in_a_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.pt"
+    assert resume_step(path) == (0, None)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a readable training state") as caught:
+        resume_step(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        (LoopConfig, {"steps": 0}, r"loop\.steps 0: must be at least 1"),
+        (LoopConfig, {"batch_size": 0}, r"loop\.batch_size"),
+        (LoopConfig, {"learning_rate": 0.0}, r"loop\.learning_rate"),
+        (LoopConfig, {"warmup_steps": -1}, r"loop\.warmup_steps"),
+        (LossConfig, {"cross_entropy": 0.0}, "one must be above 0"),
+        (AugmentConfig, {"scale": [0.0, 1.0]}, r"augment\.scale \[0\.0, 1\.0\]"),
+        (AugmentConfig, {"scale": [2.0, 1.0]}, r"augment\.scale"),
+        (AugmentConfig, {"stain_gain": 1.0}, "stain_gain"),
+        (DinoConfig, {"local_scale": [0.5, 2.0]}, r"dino\.local_scale: area shares"),
+        (DinoConfig, {"teacher_temperature": 0.0}, "temperatures"),
+        (SourceConfig, {"path": "/data/*.png"}, "relative to the data folder"),
+        (SourceConfig, {"path": "*.png", "weight": 0.0}, "weight and mpp must be above 0"),
+    ],
+)
+def test_values_that_cannot_be(kind: Any, data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(kind, data)
