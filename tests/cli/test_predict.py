@@ -16,7 +16,9 @@ import tifffile
 import torch
 from PIL import Image
 
+from wsiseg.canvas import Canvas
 from wsiseg.cli import main
+from wsiseg.errors import CanvasError
 from wsiseg.geometry import Size
 from wsiseg.slides.phantom import write_phantom
 from wsiseg.slides.slide import Slide, open_slide
@@ -300,7 +302,10 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(
     assert names(tmp_path / "out") == []
 
 
-def test_ctrl_c_ends_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_one_line_and_leaves_nothing(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     Image.new("RGB", (1500, 1400), (200, 100, 150)).save(tmp_path / "big.png")
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -318,9 +323,42 @@ def test_ctrl_c_ends_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert stderr.strip() == "wsiseg: stopped"
     assert stdout == ""
     assert names(out) == []
+
+
+def test_a_slide_too_coarse_for_the_model_is_said(run: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40), (200, 100, 150)).save(tmp_path / "thumb.png")
+    coarse = run(tmp_path / "thumb.png", "--mpp", 0.8, "--out", tmp_path / "out")
+    assert "0.8 um per pixel is too coarse for model stain-threshold, which sees 0.5" in coarse.err
+    fine = run(tmp_path / "thumb.png", "--mpp", 0.7, "--out", tmp_path / "out", "--overwrite")
+    assert "coarse" not in fine.err
+
+
+def test_regions_too_small_for_polygons_are_said(run: Run, phantom: Path, tmp_path: Path) -> None:
+    result = run(phantom, "--out", tmp_path, "--min-area", 200)
+    dropped = json.loads((tmp_path / "colon.json").read_text())["polygons"]["dropped_small"]
+    assert dropped > 0
+    assert f"{dropped} regions under 200 um2 are in the mask only" in result.out
+    result = run(phantom, "--out", tmp_path, "--min-area", 0, "--overwrite")
+    assert "in the mask only" not in result.out
+
+
+def test_a_canvas_that_takes_no_more_is_removed(
+    run: Run, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(canvas: Canvas, **entries: Any) -> None:
+        if "parameters" in entries:
+            raise CanvasError("the disk is full")
+        keep(canvas, **entries)
+
+    keep = Canvas.update_record
+    monkeypatch.setattr(Canvas, "update_record", full)
+    result = run(phantom, "--out", tmp_path)
+    assert result.code == 1
+    assert error_line(result) == "wsiseg: error: the disk is full"
+    assert names(tmp_path) == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+from types import FrameType
 
 import click
 
@@ -55,8 +57,21 @@ def cli() -> None:
     """
 
 
+class _Terminated(BaseException):
+    """The process was asked to end (SIGTERM)."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, so that what is half done is removed."""
+    raise _Terminated
+
+
 def main() -> None:
-    """Run the command line; ends the process with 0, 1 (failed), 2 (usage) or 130 (Ctrl-C)."""
+    """Run the command line.
+
+    Ends the process with 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM).
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -66,6 +81,9 @@ def main() -> None:
     except KeyboardInterrupt:
         click.echo("wsiseg: stopped", err=True)
         sys.exit(130)
+    except _Terminated:
+        click.echo("wsiseg: stopped", err=True)
+        sys.exit(143)
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)
@@ -75,3 +93,5 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)

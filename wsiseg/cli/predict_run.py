@@ -29,6 +29,8 @@ from wsiseg.slides.tissue import TissueMask, find_tissue
 
 SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm", ".vms", ".vmu", ".svslide")
 IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".png", ".jpg", ".jpeg")
+COARSE = 1.5
+"""Slides whose mpp is over this many times the model's lack what the model looks at."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class _Run:
             began = time.perf_counter()
             canvas = self._canvas(slide, task)
         try:
+            self._note_tissue(canvas, task)
             written = write_outputs(canvas, out, task.stem, settings.output_options())
         finally:
             if not settings.keep_canvas:
@@ -223,10 +226,13 @@ class _Run:
             )
         finally:
             progress.close()
+        return canvas
+
+    def _note_tissue(self, canvas: Canvas, task: Task) -> None:
+        """Record the tissue mode, or the name of the mask file."""
         mode = self.settings.tissue_of(task)
         mode = mode if mode in ("auto", "none") else Path(mode).name
         canvas.update_record(parameters={**canvas.record["parameters"], "tissue": mode})
-        return canvas
 
     def _tissue(self, slide: Slide, task: Task) -> TissueMask | None:
         mode = self.settings.tissue_of(task)
@@ -244,7 +250,14 @@ class _Run:
         return True
 
     def _warn(self, slide: Slide, task: Task) -> None:
-        for line in slide.warnings:
+        model = self.segmenter.info
+        lines = list(slide.warnings)
+        if slide.mpp > COARSE * model.mpp:
+            lines.append(
+                f"{slide.mpp:.4g} um per pixel is too coarse for model {model.name}, which sees "
+                f"{model.mpp:g}: the result will mean little"
+            )
+        for line in lines:
             click.echo(f"wsiseg: warning: {task.path}: {line}", err=True)
 
 
@@ -257,11 +270,17 @@ def summary(canvas: Canvas, written: OutputFiles, *, seconds: float) -> str:
     folder, stem = written.paths[0].parent, canvas.path.stem
     timings = canvas.record["timings"]
     speed = f"{timings['tiles']} tiles at {timings['tiles_per_s']:.1f} tiles/s"
-    lines = [f"{stem}: {format_seconds(seconds)}, {speed}"]
     if canvas.record["status"] == "no tissue":
-        lines = [f"{stem}: no tissue found, so the outputs are empty; see --tissue none or MASK"]
+        lines = [f"{stem}: no tissue found, so the outputs are empty"]
+        lines.append("  --tissue none analyses the whole slide, --tissue FILE what is white there")
+    else:
+        lines = [f"{stem}: {format_seconds(seconds)}, {speed}"]
     lines += [f"  {a.name:<24} {a.mm2:12.4f} mm2 {a.percent:6.1f}%" for a in written.areas]
     polygons = written.polygons or {}
+    if polygons.get("dropped_small"):
+        least = polygons["options"]["min_area_um2"]
+        small = f"{polygons['dropped_small']} regions under {least:g} um2"
+        lines.append(f"  {small} are in the mask only, not among the polygons (--min-area)")
     if polygons.get("tolerance_raised"):
         used = polygons["tolerance_um"]
         lines.append(f"  polygons simplified to {used:g} um, to stay small enough for QuPath")
