@@ -132,6 +132,20 @@ def test_complete_outputs_are_skipped_unless_told(run: Run, phantom: Path, tmp_p
     assert (tmp_path / "colon.mask.ome.tif").stat().st_mtime_ns > stamp
 
 
+def test_outputs_of_another_slide_are_not_taken_for_done(
+    run: Run, phantom: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "colon.tif"
+    assert run(phantom, "--out", out).code == 0
+    write_phantom(other, Size(600, 500), seed=9)
+    result = run(other, "--out", out)
+    assert result.code == 1
+    assert "outputs of another slide (quickhash differs)" in result.err
+    result = run(phantom, "--out", out, "--mpp", 0.4)
+    assert "outputs of another slide (mpp differs)" in result.err
+    assert run(other, "--out", out, "--overwrite").code == 0
+
+
 def test_canvas_is_kept_when_asked(run: Run, phantom: Path, tmp_path: Path) -> None:
     result = run(phantom, "--out", tmp_path, "--keep-canvas", "--gzip", "--tissue", "none")
     assert result.code == 0
@@ -236,7 +250,7 @@ def test_dry_run_says_what_it_would_cost(run: Run, phantom: Path, tmp_path: Path
     assert words["windows"] == "1 of 768 px"
     assert words["tiles"] == "9 (9 without sharing)"
     assert "GiB" in words["memory"]
-    assert " s (model speed measured" in words["time"]
+    assert " s of the model, measured just now" in words["time"]
 
 
 BAD = {

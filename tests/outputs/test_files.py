@@ -14,7 +14,7 @@ from PIL import Image
 
 from wsiseg.errors import OutputError, UsageError
 from wsiseg.outputs import files
-from wsiseg.outputs.files import OutputOptions, outputs_complete, write_outputs
+from wsiseg.outputs.files import OutputOptions, complete_outputs, write_outputs
 from wsiseg.outputs.geojson import PolygonOptions
 from wsiseg.outputs.overview import (
     area_text,
@@ -35,11 +35,11 @@ def test_all_files_and_their_record(make_canvas: MakeCanvas, tmp_path: Path) -> 
     labels = blobs(300, 400)
     canvas = make_canvas(labels)
     out = tmp_path / "out"
-    assert not outputs_complete(out, "s")
+    assert complete_outputs(out, "s") is None
     written = write_outputs(canvas, out, "s")
     assert listing(out) == NAMES
     assert written.paths[-1] == out / "s.json"
-    assert outputs_complete(out, "s")
+    assert complete_outputs(out, "s")
     sidecar = json.loads((out / "s.json").read_text(encoding="utf-8"))
     assert sidecar["status"] == "ok"
     assert sidecar["slide"]["quickhash"] == "0123"
@@ -60,7 +60,7 @@ def test_all_files_and_their_record(make_canvas: MakeCanvas, tmp_path: Path) -> 
     assert {"torch", "wsiseg"} <= set(sidecar["versions"])
     assert sorted([*sidecar["files"].values(), "s.json"]) == NAMES
     (out / "s.mask.ome.tif").unlink()
-    assert not outputs_complete(out, "s")
+    assert complete_outputs(out, "s") is None
 
 
 def test_some_again_keep_the_others(make_canvas: MakeCanvas, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_some_again_keep_the_others(make_canvas: MakeCanvas, tmp_path: Path) -> 
     write_outputs(canvas, tmp_path / "out", "s", OutputOptions(polygons, kinds=("geojson",)))
     assert listing(tmp_path / "out") == ["s.geojson.gz", *NAMES[1:]]
     assert (tmp_path / "out" / "s.mask.ome.tif").stat().st_mtime_ns == mask
-    assert outputs_complete(tmp_path / "out", "s")
+    assert complete_outputs(tmp_path / "out", "s")
     write_outputs(canvas, tmp_path / "out", "s", OutputOptions(kinds=("overview",)))
     sidecar = json.loads((tmp_path / "out" / "s.json").read_text())
     assert sidecar["polygons"]["tolerance_um"] == 2

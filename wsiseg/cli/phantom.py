@@ -34,9 +34,13 @@ def command(out: Path, size: tuple[int, int], mpp: float, seed: int, truth: Path
     """
     from tqdm import tqdm
 
+    from wsiseg.errors import UsageError
     from wsiseg.geometry import Size
     from wsiseg.slides.phantom import write_phantom
 
+    for path in (out, truth):
+        if path is not None and path.suffix.lower() not in (".tif", ".tiff"):
+            raise UsageError(f"{path}: a TIFF is written; give it a name that ends in .tif")
     with tqdm(unit="row", disable=None, leave=False) as bar:
 
         def show(done: int, total: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import click
 
 from wsiseg.canvas import Canvas
 from wsiseg.cli.progress import TileProgress, format_seconds
+from wsiseg.cli.summary import summary
 from wsiseg.errors import ModelError, OutputError, UsageError
 from wsiseg.geometry import Grid, Size
 from wsiseg.inference.cohort import Failure, Task, collect, run_tasks
@@ -22,7 +22,7 @@ from wsiseg.inference.predict import PredictOptions, predict_slide, prepare
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.devices import pick_device
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.outputs.files import OutputFiles, OutputOptions, outputs_complete, write_outputs
+from wsiseg.outputs.files import OutputOptions, complete_outputs, write_outputs
 from wsiseg.outputs.geojson import PolygonOptions
 from wsiseg.slides.slide import Slide, open_slide
 from wsiseg.slides.tissue import TissueMask, find_tissue
@@ -100,8 +100,8 @@ def predict(settings: Settings) -> int:
     if settings.tissue not in (None, "auto", "none") and not Path(settings.tissue).is_file():
         raise UsageError(f"--tissue {settings.tissue}: no such mask file; or give auto or none")
     settings.output_options()
-    if settings.mpp is not None and not (math.isfinite(settings.mpp) and settings.mpp > 0):
-        raise UsageError(f"--mpp {settings.mpp}: must be a number of micrometres above 0")
+    if settings.mpp is not None and not 0.01 <= settings.mpp <= 1000:
+        raise UsageError(f"--mpp {settings.mpp}: must be from 0.01 to 1000 um per pixel")
     if not settings.dry_run:
         _check_folder(settings.out)
     segmenter = _load(settings)
@@ -157,15 +157,13 @@ class _Run:
     def slide(self, task: Task) -> None:
         """Segment one slide and write its outputs."""
         settings, out = self.settings, self.settings.out
-        complete = not settings.overwrite and outputs_complete(out, task.stem)
-        if complete and task.path.suffix.lower() != ".dcm":
-            _say_skipped(task)
-            return
         with settings.open(task) as slide:
             if self._is_known(slide, task):
                 return
-            if complete:
-                _say_skipped(task)
+            if not settings.overwrite and self._is_done(slide, task):
+                click.echo(
+                    f"{task.stem}: outputs are complete, skipped (--overwrite makes them again)"
+                )
                 return
             self._warn(slide, task)
             began = time.perf_counter()
@@ -206,7 +204,7 @@ class _Run:
             ("windows", f"{cost.windows} of {job.layout.window_px} px"),
             ("tiles", f"{cost.tiles} ({cost.tiles_without_sharing} without sharing){again}"),
             ("memory", f"about {cost.memory_gib:.2f} GiB beside the libraries"),
-            ("time", f"about {format_seconds(cost.seconds)} (model speed measured just now)"),
+            ("time", f"about {format_seconds(cost.seconds)} of the model, measured just now"),
         ]
         click.echo(f"{task.path}")
         for name, text in rows:
@@ -238,6 +236,29 @@ class _Run:
         mode = self.settings.tissue_of(task)
         return None if mode == "none" else find_tissue(slide, mode)
 
+    def _is_done(self, slide: Slide, task: Task) -> bool:
+        """Whether complete outputs of this slide and model are there.
+
+        Raises:
+            OutputError: they are of another slide, resolution or model.
+        """
+        sidecar = complete_outputs(self.settings.out, task.stem)
+        if sidecar is None:
+            return False
+        own: dict[str, dict[str, Any]] = {
+            "slide": {"quickhash": slide.quickhash, "mpp": slide.mpp},
+            "model": {"sha256": self.segmenter.info.sha256},
+        }
+        for what, wanted in own.items():
+            found = sidecar.get(what)
+            for key, value in wanted.items():
+                if not isinstance(found, dict) or found.get(key) != value:
+                    raise OutputError(
+                        f"{self.settings.out / task.stem}.json: these are outputs of another {what}"
+                        f" ({key} differs); choose another --out, or --overwrite them"
+                    )
+        return True
+
     def _is_known(self, slide: Slide, task: Task) -> bool:
         """Whether another file of the same DICOM series was taken already; says so."""
         series = slide.properties.get("dicom.SeriesInstanceUID")
@@ -259,30 +280,3 @@ class _Run:
             )
         for line in lines:
             click.echo(f"wsiseg: warning: {task.path}: {line}", err=True)
-
-
-def _say_skipped(task: Task) -> None:
-    click.echo(f"{task.stem}: outputs are complete, skipped (--overwrite makes them again)")
-
-
-def summary(canvas: Canvas, written: OutputFiles, *, seconds: float) -> str:
-    """What was found and written, a line each."""
-    folder, stem = written.paths[0].parent, canvas.path.stem
-    timings = canvas.record["timings"]
-    speed = f"{timings['tiles']} tiles at {timings['tiles_per_s']:.1f} tiles/s"
-    if canvas.record["status"] == "no tissue":
-        lines = [f"{stem}: no tissue found, so the outputs are empty"]
-        lines.append("  --tissue none analyses the whole slide, --tissue FILE what is white there")
-    else:
-        lines = [f"{stem}: {format_seconds(seconds)}, {speed}"]
-    lines += [f"  {a.name:<24} {a.mm2:12.4f} mm2 {a.percent:6.1f}%" for a in written.areas]
-    polygons = written.polygons or {}
-    if polygons.get("dropped_small"):
-        least = polygons["options"]["min_area_um2"]
-        small = f"{polygons['dropped_small']} regions under {least:g} um2"
-        lines.append(f"  {small} are in the mask only, not among the polygons (--min-area)")
-    if polygons.get("tolerance_raised"):
-        used = polygons["tolerance_um"]
-        lines.append(f"  polygons simplified to {used:g} um, to stay small enough for QuPath")
-    lines.append(f"  wrote {', '.join(p.name for p in written.paths)} to {folder}")
-    return "\n".join(lines)

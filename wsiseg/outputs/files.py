@@ -64,11 +64,13 @@ def output_names(stem: str, *, gzip: bool = False) -> dict[str, str]:
     }
 
 
-def outputs_complete(folder: str | Path, stem: str) -> bool:
-    """Whether a sidecar is there and every file that it names."""
+def complete_outputs(folder: str | Path, stem: str) -> dict[str, Any] | None:
+    """The sidecar of outputs of which every file that it names is there; else None."""
     folder = Path(folder)
-    files = _read_sidecar(folder / output_names(stem)["json"]).get("files")
-    return isinstance(files, dict) and all((folder / str(f)).is_file() for f in files.values())
+    sidecar = _read_sidecar(folder / output_names(stem)["json"])
+    files = sidecar.get("files")
+    whole = isinstance(files, dict) and all((folder / str(f)).is_file() for f in files.values())
+    return sidecar if whole else None
 
 
 def write_outputs(
