@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from wsiseg.errors import ConfigError
 from wsiseg.geometry import Point
 
 Features = tuple[Tensor, ...]
@@ -48,6 +49,16 @@ class FeatureExtractor(nn.Module, ABC):
 
     specs: tuple[FeatureSpec, ...]
     tile_px: int
+
+    def trainable(self, part: str) -> list[nn.Parameter]:
+        """The parameters that training may change: of `none`, `all`, or `decoder` where it has one.
+
+        Raises:
+            ConfigError: the extractor has no such part.
+        """
+        if part == "decoder":
+            raise ConfigError("trainable: this extractor has no decoder; give none or all")
+        return list(self.parameters()) if part == "all" else []
 
     @abstractmethod
     def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,9 @@ class TrainConfig:
     extractor: Any = field(default_factory=dict)
     """Mapping: what to change of the extractor without other weights, such as timesteps, taps
     (features of several are concatenated) and conditioning."""
+    trainable: Literal["none", "decoder", "all"] = "none"
+    """What is trained beside the head: nothing, the denoiser's decoder, or all of the denoiser
+    (of another extractor: all of it)."""
     mpp: float = 0.5
     """Micrometres per pixel to train and predict at."""
     window_px: int = 768
@@ -73,7 +76,7 @@ class TrainConfig:
 
 
 class HeadTask:
-    """The head of a segmenter on patches; validates and keeps the best weights."""
+    """Head, and extractor as far as wanted, on patches; validates and keeps the best weights."""
 
     def __init__(
         self,
@@ -86,13 +89,18 @@ class HeadTask:
     ) -> None:
         self.segmenter, self.config, self.dataset = segmenter, config, dataset
         self.validation, self.run = validation, run
-        self.module = nn.ModuleDict({"head": segmenter.head})
-        self.module.register_buffer("best", torch.tensor(-1.0))
         segmenter.extractor.requires_grad_(False)
+        self.tuned = segmenter.extractor.trainable(config.trainable)
+        for parameter in self.tuned:
+            parameter.requires_grad_(True)
+        self.module = nn.ModuleDict({"head": segmenter.head})
+        if self.tuned:
+            self.module["extractor"] = segmenter.extractor
+        self.module.register_buffer("best", torch.tensor(-1.0))
 
     def parameters(self) -> list[nn.Parameter]:
-        """The head's parameters."""
-        return list(self.segmenter.head.parameters())
+        """The parameters that are optimised."""
+        return [*self.segmenter.head.parameters(), *self.tuned]
 
     def losses(self, batch: Batch, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """The segmentation loss of a batch of patches; the noise is seeded by the step."""
@@ -100,7 +108,7 @@ class HeadTask:
         self.segmenter.eval()
         device = self.segmenter.device
         x = stain_jitter(to_tensor(images, device=device), self.config.augment, generator)
-        with torch.no_grad():
+        with torch.set_grad_enabled(bool(self.tuned)):
             features = self.segmenter.features(x, places, seed=self.config.seed + step)
         self.segmenter.head.train()
         logits = self.segmenter.window_logits(features).float()
@@ -132,13 +140,13 @@ class HeadTask:
     def _keep(self, dice: float) -> None:
         self.module.best.fill_(dice)  # type: ignore[operator]
         with replacing(self.run / "best.pt") as temporary:
-            torch.save(self.segmenter.head.state_dict(), temporary)
+            torch.save(self.module.state_dict(), temporary)
 
 
 def train(
     config: TrainConfig,
     dataset: LabelledDataset,
-    extractor: FeatureExtractor,
+    start: FeatureExtractor | Segmenter,
     *,
     out: Path,
     resume: bool = False,
@@ -149,7 +157,8 @@ def train(
     Args:
         config: the run's configuration.
         dataset: labelled images to train on; validation images are taken from it by group.
-        extractor: frozen; see `load_extractor`. The head is trained on its device.
+        start: an extractor of `load_extractor`, or a model of `load_model` whose head is gone on
+            with. Training is on its device; `config.trainable` says what of it changes.
         out: run folder: config.json, log.csv, validation.csv, state.pt, model.safetensors.
         resume: continue from the state that is there.
         provenance: what the card says of data and extractor.
@@ -172,6 +181,7 @@ def train(
         )
     claim_run(out, config, resume=resume)
     torch.manual_seed(config.seed)
+    extractor = start.extractor if isinstance(start, Segmenter) else start
     model = ModelConfig(
         extractor=extractor_mapping(extractor),
         head=config.head,
@@ -183,13 +193,15 @@ def train(
     segmenter.to(segmenter.device)  # the extractor's
     if not any(True for _ in segmenter.head.parameters()):
         raise UsageError(f"head {model.head['name']}: has no weights to train; use another head")
+    if isinstance(start, Segmenter):
+        _continue_head(segmenter, start)
     task = HeadTask(segmenter, config, dataset, validation=held, run=out)
     state = resume_step(out / "state.pt")
     _claim_inputs(out, dataset, extractor, resumed=state[0] > 0)
     cut_rows(out / "validation.csv", state[0])
     batches = patches(dataset, training, config, tile_px=extractor.tile_px, start=state[0])
     run_loop(task, batches, config.loop, run=out, seed=config.seed, state=state)
-    segmenter.head.load_state_dict(_best(out / "best.pt"))
+    task.module.load_state_dict(torch.load(out / "best.pt", weights_only=True))
     card = {
         "training": to_mapping(config),
         "images": {"training": len(training), "validation": len(held)},
@@ -215,9 +227,16 @@ def _claim_inputs(
         temporary.write_text(text)
 
 
-def _best(path: Path) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return weights
+def _continue_head(segmenter: Segmenter, start: Segmenter) -> None:
+    """Take the trained head of `start`, which must have the same classes and shapes."""
+    same = segmenter.info.classes.names == start.info.classes.names
+    try:
+        segmenter.head.load_state_dict(start.head.state_dict() if same else {})
+    except RuntimeError as e:
+        raise UsageError(
+            f"the head of {start.info.name} has other classes or widths; train a new one on its "
+            "extractor"
+        ) from e
 
 
 def patches(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsiseg.errors import ConfigError
 from wsiseg.geometry import Point
@@ -91,6 +91,12 @@ class PathSegDiffExtractor(FeatureExtractor):
         factor = config.first_stage.factor
         one_step = tuple(FeatureSpec(layout[t][0], layout[t][1] * factor) for t in config.taps)
         self.specs = one_step * len(config.timesteps)
+
+    def trainable(self, part: str) -> list[nn.Parameter]:
+        """Of the denoiser only: `all` of it, or its `decoder` (middle block and up blocks)."""
+        unet: Any = self.unet
+        parts = {"none": [], "all": [unet], "decoder": [unet.mid_block, unet.up_blocks]}
+        return [p for module in parts[part] for p in module.parameters()]
 
     def drop_decoder(self) -> None:
         """Remove the parts of the first stage that only reconstruction needs."""

@@ -1,0 +1,93 @@
+"""What of an extractor training changes, and going on with a trained head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.config import from_mapping
+from wsiseg.datasets.base import LabelledImage
+from wsiseg.errors import ConfigError, UsageError
+from wsiseg.models.checkpoint import load_model
+from wsiseg.models.registry import build_extractor
+from wsiseg.training.train import TrainConfig, train
+
+EXTRACTOR = {
+    "name": "pathsegdiff",
+    "encoder": {"dim": 16, "depth": 1, "heads": 2, "patch_px": 16, "position_px": 64},
+    "first_stage": {"kind": "kl", "channels": [8, 8, 8], "layers": 1, "groups": 4},
+    "unet": {"channels": [8, 8, 16, 16], "layers": 2, "context_dim": 16, "groups": 4},
+    "region_dim": 0,
+    "tile_px": 64,
+}
+
+
+class Squares:
+    """Four images with a dark square."""
+
+    classes = Classes((TissueClass("a", (0, 0, 0)), TissueClass("b", (1, 1, 1))))
+    mpp = 1.0
+    names = groups = ("0", "1", "2", "3")
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        mask = np.zeros((64, 64), np.uint8)
+        mask[8 * index : 8 * index + 32, 16:48] = 1
+        image = np.where(mask[..., None] > 0, 60, 220).repeat(3, axis=2).astype(np.uint8)
+        return LabelledImage(str(index), image, mask, str(index))
+
+
+def config(trainable: str, **changes: Any) -> TrainConfig:
+    loop = {"steps": 2, "batch_size": 2, "learning_rate": 0.01, "warmup_steps": 1}
+    data = {"head": {"name": "fcn", "widths": [8, 8, 8]}, "mpp": 1.0, "window_px": 64}
+    data |= {"patch_tiles": [1, 1], "validation_share": 0.0, "trainable": trainable}
+    return from_mapping(TrainConfig, {**data, "loop": loop, **changes})
+
+
+@pytest.mark.parametrize(
+    ("trainable", "parts"),
+    [
+        ("none", set()),
+        ("decoder", {"unet.mid_block", "unet.up_blocks"}),
+        ("all", {"unet.mid_block", "unet.up_blocks", "unet.down_blocks", "unet.conv_in"}),
+    ],
+)
+def test_only_what_is_trainable_changes(trainable: str, parts: set[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    extractor = build_extractor(EXTRACTOR)
+    before = {k: v.clone() for k, v in extractor.state_dict().items()}
+    path = train(config(trainable), Squares(), extractor, out=tmp_path)
+    after: dict[str, Tensor] = extractor.state_dict()
+    changed = {".".join(k.split(".")[:2]) for k in after if not torch.equal(before[k], after[k])}
+    assert changed - {"unet.time_embedding"} == parts
+    stored = load_model(path, device="cpu").extractor.state_dict()
+    name = "unet.up_blocks.3.resnets.2.conv1.weight"
+    assert torch.allclose(stored[name], after[name], atol=1e-3)
+
+
+def test_a_trained_head_is_gone_on_with(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = train(config("none"), Squares(), build_extractor(EXTRACTOR), out=tmp_path / "a")
+    model = load_model(first, device="cpu")
+    still = {"steps": 1, "batch_size": 2, "learning_rate": 1e-12, "warmup_steps": 1}
+    second = train(config("all", loop=still), Squares(), model, out=tmp_path / "b")
+    start, end = (load_model(p, device="cpu").head.state_dict() for p in (first, second))
+    assert torch.allclose(start["conv.weight"], end["conv.weight"], atol=1e-6)
+    other = config("none", head={"name": "fcn", "widths": [16, 8, 8]})
+    with pytest.raises(UsageError, match="other classes or widths"):
+        train(other, Squares(), load_model(first, device="cpu"), out=tmp_path / "c")
+
+
+def test_an_extractor_without_decoder_says_so() -> None:
+    extractor = build_extractor({"name": "stain"})
+    assert extractor.trainable("none") == []
+    with pytest.raises(ConfigError, match="has no decoder"):
+        extractor.trainable("decoder")
