@@ -11,7 +11,7 @@ import wsiseg
 
 ROOT = Path(wsiseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-FOUNDATION = {"canvas", "config", "classes", "geometry", "errors", "__version__"}
+FOUNDATION = {"atomic", "canvas", "config", "classes", "geometry", "errors", "__version__"}
 ROOMS = {
     "slides": set(),
     "models": set(),

@@ -29,6 +29,8 @@ def test_noise_depends_on_seed_place_and_timestep_alone() -> None:
     assert torch.equal(place_noise(places[::-1], 7, 50, SHAPE).flip(0), batch)
     others = [
         *(batch[i] for i in (0, 2, 3)),
+        place_noise([Point(256, 0)], 7, 50, SHAPE)[0],
+        place_noise([Point(0, 512)], 7, 50, SHAPE)[0],
         place_noise([Point(256, 512)], 8, 50, SHAPE)[0],
         place_noise([Point(256, 512)], 7, 51, SHAPE)[0],
     ]

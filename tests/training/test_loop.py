@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wsiseg.atomic import staged
 from wsiseg.config import from_mapping
 from wsiseg.datasets.augment import AugmentConfig
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, OutputError, UsageError
 from wsiseg.training.dino import DinoConfig
-from wsiseg.training.files import append_row, cut_rows, replacing
+from wsiseg.training.files import append_row, cut_rows
 from wsiseg.training.loop import LoopConfig, claim_run, learning_rate, resume_step, run_loop
 from wsiseg.training.losses import LossConfig
 from wsiseg.training.tiles import SourceConfig
@@ -89,7 +90,7 @@ def test_a_folder_is_claimed_by_a_run_that_began(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"cannot be written .*check free space"):
+    with pytest.raises(OutputError, match=r"cannot write .*check free space"):
         claim_run(tmp_path / "file", LoopConfig(), resume=False)
     with pytest.raises(OutputError, match="cannot be written"):
         append_row(tmp_path / "file" / "log.csv", {"step": 1})
@@ -97,12 +98,23 @@ def test_what_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
     target.write_text("old")
 
     def stopped() -> None:
-        with replacing(target) as temporary:
+        with staged(target) as (temporary,):
             temporary.write_text("new")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
+
+    def failing(*also: type[Exception]) -> None:
+        with staged(target, also=also) as (temporary,):
+            temporary.write_text("new")
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(OutputError, match=r"cannot write \(the disk is full\)"):
+        failing(RuntimeError)
+    with pytest.raises(RuntimeError):
+        failing()
+    assert target.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "kept"]
     assert target.read_text() == "old"
 

@@ -23,9 +23,9 @@ def command(
     import csv
     import json
 
+    from wsiseg.atomic import staged
     from wsiseg.datasets.table import open_dataset
     from wsiseg.models.checkpoint import load_model
-    from wsiseg.outputs.atomic import staged
     from wsiseg.training.evaluate import evaluate
 
     dataset = open_dataset(name, data, split)

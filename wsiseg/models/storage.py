@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from wsiseg.atomic import staged
 from wsiseg.errors import CheckpointError, OutputError
 
 FORMAT = 1
@@ -83,21 +82,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     text = json.dumps({"format": FORMAT, **metadata}, allow_nan=False, sort_keys=True)
     if len(text.encode()) > MAX_METADATA:
         raise OutputError(f"{path}: the card is over {MAX_METADATA} bytes; shorten it")
-    part: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        part = Path(name)
-        save_file(_unshared(tensors), name, metadata={KEY: text})
-        part.chmod(0o644)
-        part.replace(path)
-    except (OSError, SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise OutputError(f"{path}: cannot write the checkpoint ({reason})") from e
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+    with staged(path, also=(SafetensorError,)) as (part,):
+        save_file(_unshared(tensors), part, metadata={KEY: text})
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

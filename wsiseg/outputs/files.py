@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.errors import UsageError
-from wsiseg.outputs.atomic import staged
 from wsiseg.outputs.geojson import PolygonOptions, write_geojson
 from wsiseg.outputs.overview import write_overview
 from wsiseg.outputs.pyramid import write_pyramid

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import shapely
 
 from wsiseg import __version__
+from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.classes import TissueClass
 from wsiseg.errors import UsageError
-from wsiseg.outputs.atomic import staged
 from wsiseg.outputs.polygons import BAND_PX, Regions, trace
 
 log = logging.getLogger(__name__)

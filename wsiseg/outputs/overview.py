@@ -11,9 +11,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.geometry import Box, Size
-from wsiseg.outputs.atomic import staged
 from wsiseg.outputs.sidecar import ClassArea, class_areas
 
 UInt8 = npt.NDArray[np.uint8]

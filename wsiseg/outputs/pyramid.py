@@ -23,10 +23,10 @@ import numpy.typing as npt
 import tifffile
 
 from wsiseg import __version__
+from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Box, Size
-from wsiseg.outputs.atomic import staged
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from wsiseg.outputs.atomic import staged
+from wsiseg.atomic import staged
 
 NAME = "import_wsiseg.groovy"
 

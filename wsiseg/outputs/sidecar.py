@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsiseg import __version__
+from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
-from wsiseg.outputs.atomic import staged
 
 FORMAT = 1
 

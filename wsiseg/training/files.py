@@ -1,37 +1,13 @@
-"""Files of a run: written whole or not at all, and rows of CSV files. Knows no networks."""
+"""Rows of the CSV files of a run. Knows no networks."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-
+from wsiseg.atomic import staged
 from wsiseg.errors import OutputError
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` when the block ends well.
-
-    Raises:
-        OutputError: the folder or the file cannot be written (no space, no permission).
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as e:  # torch.save: a full disk, RuntimeError
-        reason = getattr(e, "strerror", None) or " ".join(str(e).split())
-        raise OutputError(
-            f"{path}: cannot be written ({reason}); check free space and permissions"
-        ) from e
-    finally:
-        with suppress(OSError):  # the error that led here says more
-            temporary.unlink(missing_ok=True)
 
 
 def append_row(path: Path, row: Mapping[str, float]) -> None:
@@ -57,5 +33,5 @@ def cut_rows(path: Path, step: int) -> None:
         return
     lines = path.read_text().splitlines(keepends=True)
     kept = [r for r in lines[1:] if r.partition(",")[0].isdigit() and int(r.split(",")[0]) <= step]
-    with replacing(path) as temporary:
+    with staged(path) as (temporary,):
         temporary.write_text("".join([*lines[:1], *kept]))

@@ -18,9 +18,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
-from wsiseg.training.files import append_row, cut_rows, replacing
+from wsiseg.training.files import append_row, cut_rows
 
 _DAMAGE = (  # what reading a damaged state can raise
     EOFError,
@@ -103,7 +104,7 @@ def claim_run(run: Path, config: Any, *, resume: bool) -> None:
         raise UsageError(f"{run}: holds a run already; give --resume or another --out")
     if begun and (not record.exists() or record.read_text() != text):
         raise UsageError(f"{run}: was started with another configuration; use another --out")
-    with replacing(record) as temporary:
+    with staged(record) as (temporary,):
         temporary.write_text(text)
 
 
@@ -195,7 +196,7 @@ def _save(path: Path, task: Task, optimiser: torch.optim.Optimizer, step: int) -
         "module": task.module.state_dict(),
         "optimiser": optimiser.state_dict(),
     }
-    with replacing(path) as temporary:
+    with staged(path, also=(RuntimeError,)) as (temporary,):  # torch.save: a full disk
         torch.save(state, temporary)
 
 

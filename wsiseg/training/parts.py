@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from wsiseg.atomic import staged
 from wsiseg.config import from_mapping
 from wsiseg.errors import CheckpointError
 from wsiseg.models.extractors.latent import FirstStageConfig, build_first_stage
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig
 from wsiseg.models.extractors.vit import ViT
-from wsiseg.training.files import replacing
 
 
 def load_parts(
@@ -43,7 +43,7 @@ def save_part(path: Path, module: torch.nn.Module, meta: dict[str, Any]) -> Path
         OutputError: the file cannot be written.
     """
     tensors = {k: v.cpu().contiguous() for k, v in module.state_dict().items()}
-    with replacing(path) as temporary:
+    with staged(path, also=(SafetensorError,)) as (temporary,):
         save_file(tensors, temporary, metadata={"wsiseg.part": json.dumps(meta)})
     return path
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as nnf
 
+from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
 from wsiseg.datasets.augment import AugmentConfig, check_scale
 from wsiseg.errors import ConfigError
@@ -25,7 +26,6 @@ from wsiseg.models.devices import pick_device
 from wsiseg.models.extractors.latent import encode
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig, PathSegDiffExtractor
 from wsiseg.training.dino import DinoConfig, DinoTask
-from wsiseg.training.files import replacing
 from wsiseg.training.latent import (
     AutoencoderConfig,
     AutoencoderTask,
@@ -226,7 +226,7 @@ def _denoiser(
     batches = crops.starting(state[0] + 1)  # batch 0 is kept for the report
     run_loop(task, batches, part.loop, run=out / "ldm", seed=config.seed, state=state)
     report = denoising_error(task, held_out, extractor.timesteps[0], seed=config.seed)
-    with replacing(out / "ldm" / "metrics.json") as temporary:
+    with staged(out / "ldm" / "metrics.json") as (temporary,):
         temporary.write_text(json.dumps(report, indent=1))
     print("  ".join(f"{k} {v:.4f}" for k, v in report.items()), flush=True)
     network = PathSegDiffExtractor(extractor)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiseg import __version__
+from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
 from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch, stain_jitter
 from wsiseg.datasets.base import LabelledDataset, grouped_split
@@ -28,7 +29,7 @@ from wsiseg.models.checkpoint import save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mapping
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.evaluate import Evaluation, evaluate
-from wsiseg.training.files import append_row, cut_rows, replacing
+from wsiseg.training.files import append_row, cut_rows
 from wsiseg.training.loop import LoopConfig, claim_run, resume_step, run_loop
 from wsiseg.training.losses import LossConfig, segmentation_loss
 
@@ -139,7 +140,7 @@ class HeadTask:
 
     def _keep(self, dice: float) -> None:
         self.module.best.fill_(dice)  # type: ignore[operator]
-        with replacing(self.run / "best.pt") as temporary:
+        with staged(self.run / "best.pt", also=(RuntimeError,)) as (temporary,):
             torch.save(self.module.state_dict(), temporary)
 
 
@@ -223,7 +224,7 @@ def _claim_inputs(
     record = out / "inputs.json"
     if resumed and record.exists() and record.read_text() != text:
         raise UsageError(f"{out}: was started with another extractor or images; use another --out")
-    with replacing(record) as temporary:
+    with staged(record) as (temporary,):
         temporary.write_text(text)
 
 
