@@ -11,11 +11,11 @@ import wsiseg
 
 ROOT = Path(wsiseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-FOUNDATION = {"atomic", "canvas", "config", "classes", "geometry", "errors", "__version__"}
+FOUNDATION = {"atomic", "canvas", "config", "classes", "geometry", "errors", "stain", "__version__"}
 ROOMS = {
     "slides": set(),
     "models": set(),
-    "datasets": set(),
+    "datasets": {"slides"},
     "inference": {"models"},
     "outputs": set(),
     "training": {"slides", "models", "datasets"},
@@ -31,6 +31,9 @@ LIBRARIES = {
     "tifffile": {"slides", "outputs"},
     "shapely": {"outputs"},
     "geojson": {"outputs"},
+    "matplotlib": {"training"},
+    "accelerate": {"training"},
+    "tensorboardX": {"training"},
     "click": {"cli"},
     "tqdm": {"cli"},
 }

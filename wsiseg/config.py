@@ -22,6 +22,30 @@ from wsiseg.errors import ConfigError
 T = TypeVar("T")
 
 
+def find_config(name: str | Path, kind: str) -> Path:
+    """The YAML file of a configuration: a path, or the name of one that comes with wsiseg.
+
+    Args:
+        name: a file, or what `wsiseg` ships as `configs/<kind>/<name>.yaml`, such as
+            bcss/pathsegdiff.
+        kind: train, pretrain or datasets.
+
+    Raises:
+        ConfigError: neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    here = Path(__file__).resolve().parent
+    root = next((r for r in (here / "configs", here.parent / "configs") if r.is_dir()), here)
+    known = sorted(
+        str(p.relative_to(root / kind).with_suffix("")) for p in (root / kind).rglob("*.yaml")
+    )
+    if str(name) in known:
+        return (root / kind / str(name)).with_suffix(".yaml")
+    raise ConfigError(f"{name}: no such file, nor one of the shipped ones: {', '.join(known)}")
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 

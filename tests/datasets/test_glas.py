@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsiseg.datasets.base import grouped_split
 from wsiseg.datasets.glas import GlaS
-from wsiseg.datasets.table import open_dataset
-from wsiseg.errors import DatasetError, UsageError
+from wsiseg.datasets.table import dataset_mapping, open_dataset
+from wsiseg.errors import ConfigError, DatasetError, UsageError
 
 
 def make(folder: Path, count: int = 3, suffix: str = "bmp") -> None:
@@ -53,19 +52,44 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         GlaS(tmp_path, "train")[0]
 
 
-def test_groups_are_not_split() -> None:
-    groups = tuple("aabbbccdde")
-    training, held = grouped_split(groups, 0.3, seed=1)
-    assert sorted(training + held) == list(range(10))
-    assert not {groups[i] for i in training} & {groups[i] for i in held}
-    assert 3 <= len(held) <= 5
-    assert grouped_split(groups, 0.0, seed=1)[1] == []
+def test_grades_are_classes(tmp_path: Path) -> None:
+    make(tmp_path, 2)
+    (tmp_path / "Grade.csv").write_text(
+        "name, patient ID,grade (GlaS), other\ntrain_1 , 4, benign , x\ntrain_2,5,malignant,y\n"
+    )
+    data = open_dataset({"name": "glas", "classes": "grades"}, tmp_path, "train")
+    assert data.classes.names == ("Other tissue", "Benign gland", "Malignant gland")
+    assert set(np.unique(data[0].mask)) == {0, 1}
+    assert set(np.unique(data.mask(1))) == {0, 2}
+    assert data[1].instances is not None
+    assert set(np.unique(data[1].instances)) == {0, 1, 7}
+    (tmp_path / "Grade.csv").write_text("name,patient ID\ntrain_1,4\ntrain_2,5\n")
+    with pytest.raises(DatasetError, match=r"no grade .* for train_1"):
+        open_dataset({"name": "glas", "classes": "grades"}, tmp_path, "train")
 
 
-def test_real_glas(shared_data: Path) -> None:
-    train = GlaS(shared_data / "glas", "train")
-    assert len(train) == 85
-    assert len(GlaS(shared_data / "glas", "testA")) == 60
-    assert len(set(train.groups)) < 20
-    assert all(g.startswith("patient ") for g in train.groups)
-    assert train[0].image.shape == (522, 775, 3)
+def test_without_patients_there_is_a_warning(tmp_path: Path) -> None:
+    make(tmp_path, 2)
+    (tmp_path / "Grade.csv").unlink()
+    with pytest.warns(UserWarning, match="a patient of its own"):
+        assert GlaS(tmp_path, "train").groups == ("train_1", "train_2")
+
+
+def test_the_test_parts_are_for_measuring(tmp_path: Path) -> None:
+    make(tmp_path, 1)
+    for file in list(tmp_path.glob("train_*")):
+        file.rename(file.with_name(file.name.replace("train", "testA")))
+    assert GlaS(tmp_path, "testA").measuring
+
+
+def test_options_come_from_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "glas.yaml"
+    file.write_text("name: glas\nclasses: grades\n")
+    assert dataset_mapping(file) == {"name": "glas", "classes": "grades"}
+    assert dataset_mapping("glas") == {"name": "glas", "classes": "glands"}
+    file.write_text("name: other\n")
+    with pytest.raises(ConfigError, match="name must be one of"):
+        dataset_mapping(file)
+    file.write_text("name: glas\nclass: grades\n")
+    with pytest.raises(ConfigError, match=r"unknown key glas\.class"):
+        dataset_mapping(file)

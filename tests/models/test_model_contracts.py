@@ -78,6 +78,8 @@ class TestExtractors:
 
 
 PAIRS = [(e, "threshold" if e == "stain" else "fcn") for e in EXTRACTORS] + [("stain", "fcn")]
+PAIRS += [("cnn", "unet"), ("cnn, VGG", "fcn8"), ("stain", "linear")]
+PAIRS += [("genselfdiff", "linear"), ("ddpm", "pixel_mlp"), ("pathsegdiff", "pixel_mlp")]
 
 
 @pytest.mark.parametrize(("extractor", "head"), PAIRS)

@@ -14,6 +14,7 @@ from wsiseg.models.diffusion import (
     add_noise,
     alphas_bar,
     check_timesteps,
+    p2_weight,
     place_noise,
 )
 
@@ -94,6 +95,13 @@ def test_other_schedules() -> None:
     quadratic = ScheduleConfig(steps=10, beta_start=1e-4, beta_end=0.02, kind="quadratic")
     betas = np.linspace(0.01, 0.02**0.5, 10) ** 2
     assert alphas_bar(quadratic).tolist() == pytest.approx(np.cumprod(1 - betas).tolist())
+
+
+def test_p2_weight_is_one_over_one_plus_snr() -> None:
+    products = alphas_bar(ScheduleConfig(beta_start=1e-4, beta_end=0.02, kind="quadratic"))
+    ratio = products.double() / (1 - products.double())
+    assert torch.allclose(p2_weight(products).double(), 1 / (1 + ratio), rtol=1e-3, atol=1e-7)
+    assert p2_weight(torch.tensor([0.25])).tolist() == [0.75]
 
 
 def test_q_sample() -> None:

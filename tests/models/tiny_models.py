@@ -23,6 +23,24 @@ PATHSEGDIFF: dict[str, Any] = {
     "tile_px": 32,
 }
 KL = {"kind": "kl", "channels": [32, 32], "layers": 1, "latent_channels": 4, "scale": 0.2}
+GENSELFDIFF: dict[str, Any] = {
+    "name": "genselfdiff",
+    "dim": 8,
+    "mults": [1, 2],
+    "groups": 4,
+    "tile_px": 32,
+}
+DDPM: dict[str, Any] = {
+    "name": "ddpm",
+    "channels": [8, 16, 16],
+    "layers": 1,
+    "attention": [4],
+    "head_channels": 8,
+    "groups": 4,
+    "timesteps": [50, 250],
+    "taps": [1, 2, 4],
+    "tile_px": 32,
+}
 EXTRACTORS: dict[str, dict[str, Any]] = {
     "pathsegdiff": PATHSEGDIFF,
     "pathsegdiff, KL": {**PATHSEGDIFF, "first_stage": KL},
@@ -30,10 +48,27 @@ EXTRACTORS: dict[str, dict[str, Any]] = {
     "pathsegdiff, steps and taps": {**PATHSEGDIFF, "timesteps": [5, 900], "taps": [0, 3, 12]},
     "pathsegdiff, one token": {**PATHSEGDIFF, "region_dim": 0},
     "stain": {"name": "stain", "tile_px": 32},
+    "genselfdiff": GENSELFDIFF,
+    "ddpm": DDPM,
+    "ddpm, own noise": {**DDPM, "shared_noise": False, "timesteps": [5]},
+    "cnn": {"name": "cnn", "channels": [8, 8, 16, 16], "tile_px": 32},
+    "cnn, VGG": {
+        "name": "cnn",
+        "arch": "vgg16_bn",
+        "channels": [4, 4, 8, 8, 8],
+        "strides": [8, 16, 32],
+        "pooled": True,
+        "tile_px": 32,
+    },
+    "hipt": {"name": "hipt", "encoder": PATHSEGDIFF["encoder"], "tile_px": 32},
 }
 HEADS: dict[str, dict[str, Any]] = {
     "fcn": {"name": "fcn", "widths": [8, 8, 8]},
     "threshold": {"name": "threshold"},
+    "pixel_mlp": {"name": "pixel_mlp", "members": 3, "widths": [8, 4]},
+    "unet": {"name": "unet", "widths": [16, 8, 8, 8, 4]},
+    "fcn8": {"name": "fcn8", "fc_width": 8},
+    "linear": {"name": "linear"},
 }
 
 

@@ -71,7 +71,7 @@ def test_a_resumed_run_logs_each_step_once(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="not finite at step 1; lower the learning rate"):
+    with pytest.raises(ModelError, match=r"not finite at step 1; try a lower loop\.learning_rate"):
         run_loop(Line(math.inf), endless(), LoopConfig(), run=tmp_path, seed=0)
     assert not (tmp_path / "state.pt").exists()
 

@@ -6,7 +6,7 @@ import torch
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.training.losses import LossConfig, segmentation_loss, soft_dice_loss
-from wsiseg.training.metrics import confusion_matrix, pixel_metrics
+from wsiseg.training.metrics import confusion_matrix, per_image_means, pixel_metrics
 
 THREE = Classes(tuple(TissueClass(n, (0, 0, 0)) for n in "abc"))
 
@@ -29,6 +29,39 @@ def test_metrics_against_the_obvious_definitions() -> None:
     assert got["dice"] == pytest.approx(np.mean(dices))
     assert got["f1"] == got["dice"]
     assert got["per_class"]["b"]["iou"] == pytest.approx(ious[1])
+
+
+@pytest.mark.parametrize("present", [(0, 1, 2), (0, 2)])
+def test_metrics_against_scikit_learn(present: tuple[int, ...]) -> None:
+    known = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(1)
+    truth = rng.choice([*present, 255], size=(60, 50))
+    predicted = np.where(rng.random(truth.shape) < 0.6, truth % 255, rng.choice(present))
+    predicted = rng.choice(present, size=truth.shape) * (truth == 255) + predicted * (truth != 255)
+    matrix = confusion_matrix(truth.astype(np.uint8), predicted.astype(np.uint8), 3)
+    got = pixel_metrics(matrix, THREE)
+    t, p = truth[truth != 255], predicted[truth != 255]
+    assert got["confusion"] == known.confusion_matrix(t, p, labels=[0, 1, 2]).tolist()
+    assert got["accuracy"] == pytest.approx(known.accuracy_score(t, p))
+    assert got["f1"] == pytest.approx(known.f1_score(t, p, average="macro"))
+    assert got["dice"] == got["f1"]
+    assert got["miou"] == pytest.approx(known.jaccard_score(t, p, average="macro"))
+    for k in present:
+        mine = got["per_class"]["abc"[k]]
+        assert mine["precision"] == pytest.approx(known.precision_score(t == k, p == k))
+        assert mine["recall"] == pytest.approx(known.recall_score(t == k, p == k))
+        assert mine["iou"] == pytest.approx(known.jaccard_score(t == k, p == k))
+
+
+def test_means_over_images_count_every_image_alike() -> None:
+    small = np.array([[4, 0, 0], [0, 0, 0], [0, 0, 0]])
+    large = np.array([[100, 100, 0], [0, 200, 0], [0, 0, 0]])
+    got = per_image_means([small, large, np.zeros((3, 3), np.int64)], THREE)
+    dice = (2 * 100 / 300 + 2 * 200 / 500) / 2
+    iou = (100 / 200 + 200 / 300) / 2
+    want = {"accuracy": 1.75 / 2, "dice": (1 + dice) / 2, "miou": (1 + iou) / 2}
+    assert got == pytest.approx({**want, "f1": want["dice"]})
+    assert per_image_means([], THREE) == dict.fromkeys(("accuracy", "dice", "miou", "f1"), 0.0)
 
 
 def test_absent_classes_are_left_out_of_the_means() -> None:

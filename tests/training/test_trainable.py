@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.config import from_mapping
-from wsiseg.datasets.base import LabelledImage
+from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.errors import ConfigError, UsageError
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import build_extractor
@@ -28,15 +28,12 @@ EXTRACTOR = {
 }
 
 
-class Squares:
+class Squares(LabelledDataset):
     """Four images with a dark square."""
 
     classes = Classes((TissueClass("a", (0, 0, 0)), TissueClass("b", (1, 1, 1))))
     mpp = 1.0
     names = groups = ("0", "1", "2", "3")
-
-    def __len__(self) -> int:
-        return 4
 
     def __getitem__(self, index: int) -> LabelledImage:
         mask = np.zeros((64, 64), np.uint8)

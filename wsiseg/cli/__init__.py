@@ -6,7 +6,10 @@ import importlib
 import os
 import signal
 import sys
+import warnings
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -21,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("wsiseg.cli.models", "List, show and import models."),
     "train": ("wsiseg.cli.train", "Train a model on labelled images."),
     "evaluate": ("wsiseg.cli.evaluate", "Measure a model on labelled images."),
-    "pretrain": ("wsiseg.cli.pretrain", "Pretrain encoder, autoencoder and denoiser."),
+    "pretrain": ("wsiseg.cli.pretrain", "Pretrain extractors on unlabelled tissue."),
     "phantom": ("wsiseg.cli.phantom", "Make a synthetic H&E slide with known truth."),
     "qupath-script": ("wsiseg.cli.qupath_script", "Print the QuPath import script."),
 }
@@ -66,12 +69,29 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show wsiseg's own warnings, which are for the user, as one line each."""
+    own = category is UserWarning and "wsiseg" in Path(filename).parts
+    text = f"wsiseg: warning: {message}\n"
+    sys.stderr.write(
+        text if own else warnings.formatwarning(message, category, filename, lineno, line)
+    )
+
+
 def main() -> None:
     """Run the command line.
 
     Ends the process with 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM).
     """
     before = signal.signal(signal.SIGTERM, _terminate)
+    plain, warnings.showwarning = warnings.showwarning, _warn
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -95,3 +115,4 @@ def main() -> None:
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)
+        warnings.showwarning = plain

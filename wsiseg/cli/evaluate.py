@@ -1,7 +1,9 @@
-"""`wsiseg evaluate`: a model's metrics on labelled images."""
+"""`wsiseg evaluate`: a model against labelled images."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -9,47 +11,86 @@ import click
 
 @click.command("evaluate")
 @click.option("--model", required=True, help="Model: a name or a checkpoint.")
-@click.option("--dataset", "name", required=True, help="Data set: glas.")
+@click.option(
+    "--dataset",
+    "name",
+    required=True,
+    help="bcss, glas, pannuke, qupath, folder, or a YAML file with one of them and its options.",
+)
 @click.option("--data", type=Path, required=True, help="Folder of the data set.")
-@click.option("--split", required=True, help="Part to measure on: train, testA, testB.")
-@click.option("--out", type=Path, required=True, help="Folder for metrics.json and per_image.csv.")
+@click.option("--split", required=True, help="Part to measure on, such as test or testA.")
+@click.option("--fold", metavar="K/N", help="Measure on fold K of N only (whole patients).")
+@click.option("--out", type=Path, required=True, help="Folder for tables, pictures and report.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
+@click.option(
+    "--seeds", default=1, show_default=True, type=click.IntRange(1), help="Noise seeds to average."
+)
+@click.option("--seed", default=0, show_default=True, help="First seed of the noise.")
+@click.option(
+    "--min-object-um2",
+    default=0.0,
+    type=click.FloatRange(0),
+    help="Leave smaller predicted objects out of the object scores.",
+)
+@click.option("--fill-holes", is_flag=True, help="Fill predicted objects before the object scores.")
+@click.option(
+    "--panels", default=9, show_default=True, type=click.IntRange(0), help="Images to draw."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
 def command(
-    model: str, name: str, data: Path, split: str, out: Path, tta: bool, seed: int, device: str
+    model: str,
+    name: str,
+    data: Path,
+    split: str,
+    fold: str | None,
+    out: Path,
+    tta: bool,
+    seeds: int,
+    seed: int,
+    min_object_um2: float,
+    fill_holes: bool,
+    panels: int,
+    device: str,
 ) -> None:
-    """Measure a model: pooled and per-image accuracy, Dice and IoU."""
-    import csv
-    import json
+    """Measure a model: accuracy, Dice, IoU, and object scores where there are instances.
 
-    from wsiseg.atomic import staged
-    from wsiseg.datasets.table import open_dataset
+    Writes OUT/metrics.json, per_image.csv, confusion.png, panels/ and report.html.
+    """
+    from wsiseg.cli.progress import Progress
+    from wsiseg.datasets.base import Subset, fold_split, parse_fold
+    from wsiseg.datasets.table import dataset_mapping, open_dataset
     from wsiseg.models.checkpoint import load_model
-    from wsiseg.training.evaluate import evaluate
+    from wsiseg.training.evaluate import Measuring, evaluate
+    from wsiseg.training.results import claim_results, write_results
 
-    dataset = open_dataset(name, data, split)
+    described = dataset_mapping(name)
+    dataset = open_dataset(described, data, split)
+    if fold is not None:
+        dataset = Subset(dataset, fold_split(dataset.groups, *parse_fold(fold))[1])
     segmenter = load_model(model, device=device)
-    with staged(out / "metrics.json", out / "per_image.csv") as (metrics, rows):
-        metrics.touch()  # a folder that cannot be written ends here, before the work
-        result = evaluate(segmenter, dataset, seed=seed, tta=tta)
-        report = {
-            "model": segmenter.info.name,
-            "sha256": segmenter.info.sha256,
-            "dataset": name,
-            "split": split,
-            "tta": tta,
-            "seed": seed,
-            **result.summary(),
-        }
-        metrics.write_text(json.dumps(report, indent=1) + "\n")
-        with rows.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["name", "accuracy", "dice", "miou"])
-            for image, row in result.per_image.items():
-                writer.writerow([image, *(f"{row[n]:.6f}" for n in ("accuracy", "dice", "miou"))])
+    claim_results(out)  # a folder that cannot be written ends here, before the work
+    how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes)
+    progress = Progress(split, unit="image")
+    try:
+        result = evaluate(segmenter, dataset, how=how, progress=progress)
+    finally:
+        progress.close()
+    about = {
+        "dataset": described,
+        "split": split,
+        "fold": fold,
+        "command": shlex.join(["wsiseg", *sys.argv[1:]]),
+    }
+    write_results(out, result, segmenter, dataset=dataset, about=about, panels=panels)
     pixel = result.pixel
-    click.echo(
-        f"{name} {split}, {len(result.per_image)} images: accuracy {pixel['accuracy']:.4f}  "
-        f"Dice {pixel['dice']:.4f}  mIoU {pixel['miou']:.4f}"
+    line = (
+        f"{described['name']} {split}{f' fold {fold}' if fold else ''}, {len(result.per_image)} "
+        f"images: accuracy {pixel['accuracy']:.4f}  Dice {pixel['dice']:.4f}  "
+        f"mIoU {pixel['miou']:.4f}"
     )
+    if result.object is not None:
+        line += "  object F1 {f1:.4f}  Dice {dice:.4f}  Hausdorff {hausdorff:.1f} px".format(
+            **result.object
+        )
+    click.echo(line)
+    click.echo(f"wrote {out / 'report.html'}")

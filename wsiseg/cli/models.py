@@ -112,8 +112,8 @@ def card_command(model: Path, add: Path | None, metrics: tuple[Path, ...], out: 
         report = load_yaml(path)  # JSON is YAML
         try:
             row = {k: report["pixel"][k] for k in ("accuracy", "dice", "miou")}
-            row |= {k: report[k] for k in ("images", "tta", "seed")}
-            measured[f"{report['dataset']} {report['split']}"] = row
+            row |= {k: report[k] for k in ("images", "tta", "seeds")}
+            measured[f"{report['dataset']['name']} {report['split']}"] = row
         except (KeyError, TypeError) as e:
             raise UsageError(f"{path}: not a metrics.json of wsiseg evaluate") from e
     if measured:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from wsiseg.canvas import Canvas
-from wsiseg.cli.progress import TileProgress, format_seconds
+from wsiseg.cli.progress import Progress, format_seconds
 from wsiseg.cli.summary import summary
 from wsiseg.errors import ModelError, OutputError, UsageError
 from wsiseg.geometry import Grid, Size
@@ -170,6 +170,7 @@ class _Run:
             canvas = self._canvas(slide, task)
         try:
             self._note_tissue(canvas, task)
+            self._warn_stain(canvas, task)
             written = write_outputs(canvas, out, task.stem, settings.output_options())
         finally:
             if not settings.keep_canvas:
@@ -212,7 +213,7 @@ class _Run:
 
     def _canvas(self, slide: Slide, task: Task) -> Canvas:
         tissue = self._tissue(slide, task)
-        progress = TileProgress(task.stem)
+        progress = Progress(task.stem)
         try:
             canvas = predict_slide(
                 slide,
@@ -269,6 +270,17 @@ class _Run:
             return False
         click.echo(f"{task.stem}: the same DICOM slide as {first.name}, skipped")
         return True
+
+    def _warn_stain(self, canvas: Canvas, task: Task) -> None:
+        """Say where a model's stain normalisation could not be done."""
+        if canvas.record["status"] == "ok" and (
+            canvas.record["parameters"].get("stain_matrix", ()) is None
+        ):
+            click.echo(
+                f"wsiseg: warning: {task.path}: too little tissue, or stains unlike H&E: not "
+                "normalised to the model's stains",
+                err=True,
+            )
 
     def _warn(self, slide: Slide, task: Task) -> None:
         model = self.segmenter.info

@@ -1,4 +1,4 @@
-"""`wsiseg pretrain`: the frozen parts of PathSegDiff from unlabelled tissue."""
+"""`wsiseg pretrain`: extractors from unlabelled tissue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 @click.command("pretrain")
-@click.argument("stages", nargs=-1, type=click.Choice(["encoder", "autoencoder", "ldm"]))
+@click.argument("stages", nargs=-1)
 @click.option("--config", "config_path", type=Path, required=True, help="YAML of all stages.")
 @click.option("--data", type=Path, required=True, help="Folder that the sources are below.")
 @click.option("--out", type=Path, required=True, help="Run folder; made if missing.")
@@ -30,17 +30,17 @@ def command(
     resume: bool,
     device: str,
 ) -> None:
-    """Pretrain STAGES (default: encoder, autoencoder and ldm, one after the other).
+    """Pretrain STAGES (default: all of the configuration, one after the other).
 
-    Writes OUT/encoder.safetensors, OUT/autoencoder.safetensors and OUT/extractor.safetensors,
-    which `wsiseg train --extractor` takes.
+    PathSegDiff has the stages encoder, autoencoder and ldm, the pixel-space denoisers (an extractor
+    with a name, genselfdiff or ddpm) have the one stage ddpm. Writes OUT/extractor.safetensors,
+    which `wsiseg train --extractor` takes, and what the stages hand on before it.
     """
-    from wsiseg.config import apply_overrides, from_mapping, load_yaml
-    from wsiseg.training.pretrain import STAGES, PretrainConfig, pretrain
+    from wsiseg.config import apply_overrides, load_yaml
+    from wsiseg.training.pretrain import pretrain
+    from wsiseg.training.pretrain_config import chosen_stages, pretrain_config
 
-    mapping = apply_overrides(load_yaml(config_path), settings)
-    config = from_mapping(PretrainConfig, mapping)
-    for stage in STAGES:
-        if not stages or stage in stages:
-            written = pretrain(stage, config, data=data, out=out, resume=resume, device=device)
-            click.echo(f"wrote {written}")
+    config = pretrain_config(apply_overrides(load_yaml(config_path), settings))
+    for stage in chosen_stages(config, stages):
+        written = pretrain(stage, config, data=data, out=out, resume=resume, device=device)
+        click.echo(f"wrote {written}")

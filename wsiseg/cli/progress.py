@@ -1,4 +1,4 @@
-"""Progress of one slide on stderr: a bar on a terminal, a few plain lines elsewhere."""
+"""Progress of one slide or data set on stderr: a bar on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import click
 from tqdm import tqdm
 
 
-class TileProgress:
-    """Shows tiles done, tiles per second and the time left; call it with (done, total)."""
+class Progress:
+    """Shows units done, units per second and the time left; call it with (done, total)."""
 
-    def __init__(self, name: str, *, every_s: float = 15.0) -> None:
+    def __init__(self, name: str, *, unit: str = "tile", every_s: float = 15.0) -> None:
         """On what is no terminal a line is printed at most every `every_s` seconds."""
-        self._name, self._every_s = name, every_s
+        self._name, self._unit, self._every_s = name, unit, every_s
         self._bar: tqdm[Any] | None = None
         self._began = self._told = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` tiles are encoded."""
+        """Show that `done` of `total` units are done."""
         if sys.stderr.isatty():
             if self._bar is None:
-                self._bar = tqdm(total=total, desc=self._name, unit="tile", file=sys.stderr)
+                self._bar = tqdm(total=total, desc=self._name, unit=self._unit, file=sys.stderr)
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
@@ -32,7 +32,9 @@ class TileProgress:
             rate = done / (now - self._began)
             left = format_seconds((total - done) / rate)
             click.echo(
-                f"{self._name}: {done} of {total} tiles, {rate:.1f} tiles/s, {left} left", err=True
+                f"{self._name}: {done} of {total} {self._unit}s, {rate:.1f} {self._unit}s/s, "
+                f"{left} left",
+                err=True,
             )
 
     def close(self) -> None:

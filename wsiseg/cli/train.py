@@ -1,26 +1,33 @@
-"""`wsiseg train`: a head on labelled images."""
+"""`wsiseg train`: a segmenter on labelled images."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 
 @click.command("train")
-@click.option("--dataset", "name", required=True, help="Data set: glas.")
+@click.option(
+    "--dataset",
+    "name",
+    required=True,
+    help="bcss, glas, pannuke, qupath, folder, or a YAML file with one of them and its options.",
+)
 @click.option("--data", type=Path, required=True, help="Folder of the data set.")
 @click.option("--split", default="train", show_default=True, help="Part to train on.")
+@click.option("--fold", metavar="K/N", help="Leave out fold K of N (whole patients).")
+@click.option("--limit", type=int, help="Labelled images to train on, drawn by the seed.")
 @click.option(
     "--extractor",
-    required=True,
     help="Extractor: a file of `wsiseg pretrain` or `wsiseg models import`, a checkpoint, or a "
-    "model's name.",
+    "model's name. Without it the configuration's, and without one there pathsegdiff-brca.",
 )
 @click.option("--out", type=Path, required=True, help="Run folder; made if missing.")
 @click.option(
-    "--config", "config_path", type=Path, help="YAML of the run; without it the defaults."
+    "--config",
+    help="YAML of the run, or a shipped one such as glas/res-unet or small/res-unet; without it "
+    "the paper's for bcss, glas and pannuke, else the defaults.",
 )
 @click.option(
     "--set",
@@ -40,36 +47,47 @@ def command(
     name: str,
     data: Path,
     split: str,
-    extractor: str,
+    fold: str | None,
+    limit: int | None,
+    extractor: str | None,
     out: Path,
-    config_path: Path | None,
+    config: str | None,
     settings: tuple[str, ...],
     with_head: bool,
     resume: bool,
     device: str,
 ) -> None:
-    """Train a head on the features of an extractor, frozen unless `trainable` says otherwise.
+    """Train a head on an extractor, which stays frozen unless `trainable` says otherwise.
 
-    Writes OUT/model.safetensors, which `wsiseg predict --model` and `wsiseg evaluate` take.
+    Writes OUT/model.safetensors, which `wsiseg predict --model` and `wsiseg evaluate` take, with
+    logs, curves and pictures beside it. Several processes: `accelerate launch -m wsiseg.cli train`.
     """
-    from wsiseg.config import apply_overrides, from_mapping, load_yaml
-    from wsiseg.datasets.table import open_dataset
-    from wsiseg.models.checkpoint import load_extractor, load_model, read_card
-    from wsiseg.models.zoo import find
+    from wsiseg.config import apply_overrides, find_config, from_mapping, load_yaml
+    from wsiseg.datasets.base import Subset, fold_split, parse_fold
+    from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
+    from wsiseg.training.processes import device_of_process
+    from wsiseg.training.start import starting_point
     from wsiseg.training.train import TrainConfig, train
 
-    mapping = apply_overrides(load_yaml(config_path) if config_path else {}, settings)
-    config = from_mapping(TrainConfig, mapping)
-    dataset = open_dataset(name, data, split)
-    start = (
-        load_model(extractor, device=device)
-        if with_head
-        else load_extractor(extractor, device=device, options=config.extractor)
+    described = dataset_mapping(name)
+    chosen = config or DATASETS[described["name"]].training
+    mapping = apply_overrides(load_yaml(find_config(chosen, "train")) if chosen else {}, settings)
+    if limit is not None:
+        mapping["limit"] = limit
+    run = from_mapping(TrainConfig, mapping)
+    dataset = open_dataset(described, data, split)
+    if dataset.measuring:
+        click.echo(f"wsiseg: warning: {split} is for measuring; do not measure on it now", err=True)
+    if fold is not None:
+        dataset = Subset(dataset, fold_split(dataset.groups, *parse_fold(fold))[0])
+    start = starting_point(run, extractor, with_head=with_head, device=device_of_process(device))
+    part = {**described, "part": split, "left out": fold and f"fold {fold}"}
+    path = train(
+        start.config,
+        dataset,
+        start.model,
+        out=out,
+        resume=resume,
+        provenance={"dataset": part, **start.origin},
     )
-    provenance: dict[str, Any] = {"dataset": {"name": name, "part": split}}
-    file = find(extractor)[1]
-    if file is not None:
-        origin = read_card(file)
-        provenance["extractor"] = {"licence": origin["licence"], **origin["card"]}
-    path = train(config, dataset, start, out=out, resume=resume, provenance=provenance)
     click.echo(f"wrote {path}")

@@ -1,6 +1,6 @@
 """Random crops, flips, scales and stain variation of images and masks. Knows no data set.
 
-Geometry is drawn per image with Pillow (one resampling), stain per batch on tensors.
+Geometry is drawn per image with Pillow (one resampling), colour per batch on tensors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wsiseg.datasets.colour import channel_jitter, hed_jitter, random_blur, tone_jitter
 from wsiseg.errors import ConfigError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -30,11 +31,27 @@ class AugmentConfig:
     """Optical density of each channel is multiplied by 1 +- this."""
     stain_shift: float = 0.05
     """And shifted by +- this."""
+    hed_gain: float = 0.0
+    """Amount of haematoxylin, of eosin and of the rest is multiplied by 1 +- this; 0 = off."""
+    hed_shift: float = 0.0
+    """And shifted by +- this, in optical density; 0 = off."""
+    brightness: float = 0.0
+    """Light is multiplied by 1 +- this; 0 = off."""
+    contrast: float = 0.0
+    """Contrast to the mean of the image is multiplied by 1 +- this; 0 = off."""
+    saturation: float = 0.0
+    """Saturation is multiplied by 1 +- this; 0 = off."""
+    blur_px: float = 0.0
+    """Half of the images are blurred by a Gaussian of sigma up to this; 0 = off."""
 
     def __post_init__(self) -> None:
         check_scale(self.scale, "augment.scale")
-        if not 0 <= self.stain_gain < 1 or self.stain_shift < 0:
-            raise ConfigError("augment: stain_gain must be from 0 to below 1, stain_shift not < 0")
+        for name in ("stain_gain", "hed_gain", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"augment.{name}: must be from 0 to below 1")
+        for name, most in (("stain_shift", 2.0), ("hed_shift", 2.0), ("blur_px", 16.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(f"augment.{name}: must be from 0 to {most:g}")
 
 
 def check_scale(scale: tuple[float, float], where: str) -> None:
@@ -48,16 +65,36 @@ def check_scale(scale: tuple[float, float], where: str) -> None:
 
 
 def stain_jitter(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] with their optical density scaled and shifted per channel."""
-    if not (config.stain_gain or config.stain_shift):
-        return images
-    b = len(images)
-    gain = 1 + config.stain_gain * (2 * torch.rand(b, 3, 1, 1, generator=generator) - 1)
-    shift = config.stain_shift * (2 * torch.rand(b, 3, 1, 1, generator=generator) - 1)
-    density = -torch.log(((images + 1) * 127.5 + 1) / 256)
-    varied = torch.exp(-(density * gain.to(images.device) + shift.to(images.device)).clamp(min=0))
-    varied = varied * 256 - 1
-    return (varied / 127.5 - 1).clamp(-1, 1)
+    """Images (B, 3, H, W) in [-1, 1] with their colours varied, each by itself.
+
+    In this order: optical density by channel, by stain, tone, blur. What is off draws nothing.
+    Computed in the precision of the images, also where autocast is on.
+
+    Args:
+        images: on any device.
+        config: how much.
+        generator: source of all randomness, on the CPU.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        if config.stain_gain or config.stain_shift:
+            images = channel_jitter(
+                images, gain=config.stain_gain, shift=config.stain_shift, generator=generator
+            )
+        if config.hed_gain or config.hed_shift:
+            images = hed_jitter(
+                images, gain=config.hed_gain, shift=config.hed_shift, generator=generator
+            )
+        if config.brightness or config.contrast or config.saturation:
+            images = tone_jitter(
+                images,
+                brightness=config.brightness,
+                contrast=config.contrast,
+                saturation=config.saturation,
+                generator=generator,
+            )
+        if config.blur_px:
+            images = random_blur(images, blur_px=config.blur_px, generator=generator)
+    return images
 
 
 def random_crop(

@@ -1,15 +1,19 @@
-"""The contract of labelled images. Knows no particular data set."""
+"""The contract of labelled images, and how they are divided. Knows no particular data set."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.classes import Classes
+from wsiseg.classes import IGNORE, Classes
+from wsiseg.errors import DatasetError, UsageError
 
 UInt8 = npt.NDArray[np.uint8]
+Int32 = npt.NDArray[np.int32]
 
 
 class LabelledImage(NamedTuple):
@@ -20,35 +24,79 @@ class LabelledImage(NamedTuple):
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) uint8 classes 0..C-1, 255 = ignore.
         group: what must not be split between training and validation (a patient), or the name.
+        instances: (H, W) int32 object numbers, 0 = none, where the data set has them.
     """
 
     name: str
     image: UInt8
     mask: UInt8
     group: str
+    instances: Int32 | None = None
 
 
-class LabelledDataset(Protocol):
+class LabelledDataset(ABC):
     """A sequence of labelled images of one resolution and one set of classes.
 
     Attributes:
         classes: the classes of the masks, in network order.
-        mpp: micrometres per pixel of the images.
-        names: the images' names, in order.
+        mpp: micrometres per pixel of the images as they are given.
+        names: the images' names, in order, all different.
         groups: the images' groups, in the same order.
+        measuring: whether the part is the official one for measuring only.
     """
 
     classes: Classes
     mpp: float
     names: tuple[str, ...]
     groups: tuple[str, ...]
+    measuring: bool = False
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.names)
 
-    def __getitem__(self, index: int) -> LabelledImage: ...
+    @abstractmethod
+    def __getitem__(self, index: int) -> LabelledImage:
+        """An image, read when it is asked for.
+
+        Raises:
+            DatasetError: files that are damaged or do not fit one another.
+        """
+
+    def mask(self, index: int) -> UInt8:
+        """(H, W) mask of an image; cheaper than the whole where the data set can."""
+        return self[index].mask
+
+    @property
+    def files(self) -> tuple[int, ...]:
+        """Number of the file that each image is cut from: those of one file are read together."""
+        return tuple(range(len(self)))
 
 
-def grouped_split(groups: tuple[str, ...], share: float, seed: int) -> tuple[list[int], list[int]]:
+class Subset(LabelledDataset):
+    """Some of the images of a data set."""
+
+    def __init__(self, whole: LabelledDataset, indices: Sequence[int]) -> None:
+        """The images `indices` of `whole`, in that order."""
+        self._whole, self._indices = whole, tuple(indices)
+        self.classes, self.mpp, self.measuring = whole.classes, whole.mpp, whole.measuring
+        self.names = tuple(whole.names[i] for i in self._indices)
+        self.groups = tuple(whole.groups[i] for i in self._indices)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        return self._whole[self._indices[index]]
+
+    def mask(self, index: int) -> UInt8:
+        """As that of the whole."""
+        return self._whole.mask(self._indices[index])
+
+    @property
+    def files(self) -> tuple[int, ...]:
+        """As those of the whole."""
+        whole = self._whole.files
+        return tuple(whole[i] for i in self._indices)
+
+
+def grouped_split(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
     """(training, validation) indices with whole groups on one side.
 
     Groups are shuffled by the seed and taken for validation until they hold `share` of the
@@ -64,3 +112,59 @@ def grouped_split(groups: tuple[str, ...], share: float, seed: int) -> tuple[lis
         count += groups.count(group)
     held = [i for i, g in enumerate(groups) if g in chosen]
     return [i for i, g in enumerate(groups) if g not in chosen], held
+
+
+def fold_split(groups: Sequence[str], fold: int, folds: int) -> tuple[list[int], list[int]]:
+    """(rest, fold) indices of fold 1..folds, whole groups on one side, the same in every call.
+
+    Groups are shuffled once by a fixed seed, then each goes to the fold that holds the fewest
+    images, the largest groups first.
+
+    Raises:
+        UsageError: fewer groups than folds, or a fold that is not among them.
+    """
+    order = sorted(set(groups))
+    if not (2 <= folds <= len(order) and 1 <= fold <= folds):
+        raise UsageError(
+            f"fold {fold}/{folds}: give K/N with K from 1 to N, and N from 2 to the number of "
+            f"groups (patients or images), {len(order)}"
+        )
+    np.random.default_rng(0).shuffle(order)
+    order.sort(key=lambda g: -groups.count(g))  # stable: the shuffle decides among equals
+    sizes, home = [0] * folds, {}
+    for group in order:
+        home[group] = sizes.index(min(sizes))
+        sizes[home[group]] += groups.count(group)
+    own = [i for i, g in enumerate(groups) if home[g] == fold - 1]
+    return [i for i, g in enumerate(groups) if home[g] != fold - 1], own
+
+
+def parse_fold(text: str) -> tuple[int, int]:
+    """(K, N) of 'K/N'.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    left, slash, right = text.partition("/")
+    if not (slash and left.isdigit() and right.isdigit()):
+        raise UsageError(f"fold {text!r}: write it as K/N, such as 1/5")
+    return int(left), int(right)
+
+
+def class_pixels(dataset: LabelledDataset, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+    """(C,) labelled pixels of each class in some images of a data set.
+
+    Raises:
+        DatasetError: a mask holds a value that is no class.
+    """
+    count = len(dataset.classes)
+    total = np.zeros(256, np.int64)
+    for i in indices:
+        total += np.bincount(dataset.mask(i).ravel(), minlength=256)
+    stray = [v for v in range(count, IGNORE) if total[v]]
+    if stray:
+        raise DatasetError(
+            f"masks hold the value {stray[0]}, which is none of the {count} classes "
+            f"({', '.join(dataset.classes.names)}) nor 255 for ignore"
+        )
+    return total[:count]

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from wsiseg.classes import Classes, TissueClass
-from wsiseg.datasets.base import LabelledImage
+from wsiseg.datasets.base import Int32, LabelledDataset, LabelledImage, UInt8
 from wsiseg.errors import DatasetError, UsageError
 
 MPP = 0.62005
@@ -25,29 +29,47 @@ CLASSES = Classes(
         TissueClass("Gland", (60, 160, 75)),
     )
 )
+GRADES = Classes(
+    (
+        TissueClass("Other tissue", (205, 205, 215), background=True),
+        TissueClass("Benign gland", (60, 160, 75)),
+        TissueClass("Malignant gland", (200, 60, 60)),
+    )
+)
 LAYOUT = (
     "a folder with train_1.bmp (or .png), train_1_anno.bmp, ... testA_1.bmp, ... and Grade.csv, "
     "as in the archive of the GlaS challenge (University of Warwick, TIA centre)"
 )
 
 
-class GlaS:
-    """One part of GlaS: 0 = other tissue, 1 = gland."""
+@dataclass(frozen=True)
+class GlaSConfig:
+    """Options of the data set."""
 
-    classes = CLASSES
+    classes: Literal["glands", "grades"] = "glands"
+    """`glands`: gland against other tissue; `grades`: benign against malignant glands, by the
+    grade of the image in Grade.csv."""
+
+
+class GlaS(LabelledDataset):
+    """One part of GlaS: 0 = other tissue, 1 = gland; with grades 1 = benign, 2 = malignant."""
+
     mpp = MPP
 
-    def __init__(self, root: str | Path, part: str) -> None:
+    def __init__(self, root: str | Path, part: str, config: GlaSConfig | None = None) -> None:
         """Find the images of a part.
 
         Args:
             root: folder with the official files.
             part: train, testA or testB.
+            config: options; default those of GlaSConfig.
 
         Raises:
             UsageError: no such part.
-            DatasetError: the folder does not hold the part in the official layout.
+            DatasetError: the folder does not hold the part in the official layout, or grades are
+                asked for and Grade.csv lacks one.
         """
+        config = config or GlaSConfig()
         if part not in PARTS:
             raise UsageError(f"GlaS has no part {part!r}; it has {', '.join(PARTS)}")
         self.root = Path(root)
@@ -57,11 +79,13 @@ class GlaS:
             raise DatasetError(f"{self.root}: no images of GlaS {part}; expected {LAYOUT}")
         self.paths = [path for _, path in sorted(found)]
         self.names = tuple(path.stem for path in self.paths)
-        patients = read_patients(self.root)
-        self.groups = tuple(patients.get(name, name) for name in self.names)
-
-    def __len__(self) -> int:
-        return len(self.paths)
+        rows = read_grades(self.root)
+        self.groups = tuple(rows[n].group if n in rows else n for n in self.names)
+        self.measuring = part != "train"
+        self.classes = GRADES if config.classes == "grades" else CLASSES
+        self.values = (1,) * len(self.names)
+        if config.classes == "grades":
+            self.values = tuple(_grade_class(self.root, n, rows) for n in self.names)
 
     def __getitem__(self, index: int) -> LabelledImage:
         path = self.paths[index]
@@ -69,9 +93,17 @@ class GlaS:
         instances = self.instances(index)
         if instances.shape != image.shape[:2]:
             raise DatasetError(f"{path}: image and annotation differ in size")
-        return LabelledImage(path.stem, image, (instances > 0).astype(np.uint8), self.groups[index])
+        mask = self._labels(index, instances)
+        return LabelledImage(path.stem, image, mask, self.groups[index], instances)
 
-    def instances(self, index: int) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    def mask(self, index: int) -> UInt8:
+        """(H, W) mask of an image."""
+        return self._labels(index, self.instances(index))
+
+    def _labels(self, index: int, instances: Int32) -> UInt8:
+        return ((instances > 0) * np.uint8(self.values[index])).astype(np.uint8)
+
+    def instances(self, index: int) -> Int32:
         """(H, W) int32 gland numbers, 0 = none."""
         path = self.paths[index]
         labels = np.asarray(_open(path.with_name(f"{path.stem}_anno{path.suffix}")))
@@ -83,10 +115,31 @@ class GlaS:
         return list(self.root.iterdir())
 
 
-def read_patients(root: Path) -> dict[str, str]:
-    """Patient by image name from Grade.csv, whose names and values carry stray spaces."""
+class GradeRow(NamedTuple):
+    """A line of Grade.csv.
+
+    Attributes:
+        group: the patient.
+        malignant: whether the tissue is, or None where the column is missing.
+    """
+
+    group: str
+    malignant: bool | None
+
+
+def read_grades(root: Path) -> dict[str, GradeRow]:
+    """Patient and grade by image name from Grade.csv, whose names and values carry stray spaces.
+
+    Without the file there is a warning and every image is a group of its own.
+
+    Raises:
+        DatasetError: not such a table.
+    """
     path = root / "Grade.csv"
     if not path.exists():
+        warnings.warn(
+            f"{path} is not there: each image counts as a patient of its own", stacklevel=3
+        )
         return {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -96,9 +149,24 @@ def read_patients(root: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise DatasetError(f"{path}: not a readable table ({e})") from e
     try:
-        return {row["name"]: f"patient {row['patient ID']}" for row in rows}
+        return {
+            row["name"]: GradeRow(f"patient {row['patient ID']}", _malignant(row)) for row in rows
+        }
     except KeyError as e:
         raise DatasetError(f"{path}: no column {e}; expected 'name' and 'patient ID'") from e
+
+
+def _malignant(row: Mapping[str, str]) -> bool | None:
+    """The grade of a row, from the column 'grade (GlaS)': benign or malignant."""
+    text = next((v for k, v in row.items() if k.startswith("grade (GlaS")), "")
+    return {"benign": False, "malignant": True}.get(text.lower())
+
+
+def _grade_class(root: Path, name: str, rows: Mapping[str, GradeRow]) -> int:
+    malignant = rows[name].malignant if name in rows else None
+    if malignant is None:
+        raise DatasetError(f"{root / 'Grade.csv'}: no grade (benign or malignant) for {name}")
+    return 2 if malignant else 1
 
 
 def _open(path: Path) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsiseg import __version__
 from wsiseg.canvas import Canvas
 from wsiseg.errors import CanvasError, UsageError
 from wsiseg.geometry import Grid
@@ -25,8 +23,10 @@ from wsiseg.inference.engine import (
     WindowFeatures,
 )
 from wsiseg.inference.features import Schedule, groups, schedule, tile_bytes
+from wsiseg.inference.normalise import stain_parameters
 from wsiseg.inference.plan import Plan, plan
 from wsiseg.inference.reader import TileReader
+from wsiseg.inference.record import slide_record, versions
 from wsiseg.models.segmenter import Segmenter
 
 GIB = 1 << 30
@@ -167,16 +167,20 @@ def predict_slide(
     grid = slide.grid(segmenter.info.mpp)
     job = prepare(grid, segmenter, options=options, tissue=tissue)
     _check_target(Path(canvas_path))
+    thumbnail = np.asarray(slide.thumbnail(THUMBNAIL_PX), np.uint8)
+    with watch("read"):
+        stain = stain_parameters(slide, segmenter.info, grid, thumbnail=thumbnail, tissue=tissue)
+    record = _record(slide, job, options=options, tissue=tissue)
+    record["parameters"].update(stain)
     canvas = Canvas.create(
         canvas_path,
         grid=grid,
         classes=segmenter.info.classes,
-        record=_record(slide, job, options=options, tissue=tissue),
+        record=record,
         chunk_px=CHUNK_PX,
     )
     try:
-        thumbnail = slide.thumbnail(THUMBNAIL_PX)
-        canvas.set_image("thumbnail", np.asarray(thumbnail, np.uint8))
+        canvas.set_image("thumbnail", thumbnail)
         mask = np.ones((1, 1), np.uint8) if tissue is None else tissue.mask
         canvas.set_image("tissue", np.asarray(mask, np.uint8))
         blender = Blender(
@@ -186,7 +190,9 @@ def predict_slide(
             tissue=tissue,
             memory_bytes=job.blend_bytes,
         )
-        _segment(slide, job, blender, watch=watch, progress=progress or (lambda done, total: None))
+        report = progress or (lambda done, total: None)
+        matrix = stain.get("stain_matrix")
+        _segment(slide, job, blender, watch=watch, progress=report, stain_matrix=matrix)
         canvas.update_record(
             status="ok" if len(job.layout.windows) else "no tissue",
             timings=_timings(job, watch, spilled=blender.spilled),
@@ -198,7 +204,13 @@ def predict_slide(
 
 
 def _segment(
-    slide: SlideLike, job: Job, blender: Blender, *, watch: Stopwatch, progress: Progress
+    slide: SlideLike,
+    job: Job,
+    blender: Blender,
+    *,
+    watch: Stopwatch,
+    progress: Progress,
+    stain_matrix: Any,
 ) -> None:
     """The loop: read, encode, classify, blend."""
     if job.loads is None:
@@ -212,6 +224,7 @@ def _segment(
         tile_px=layout.tile_px,
         workers=job.workers,
         ahead=2 * job.batch_size + job.workers,
+        stain_matrix=stain_matrix,
     )
     progress(0, features.count)
     with reader:
@@ -239,19 +252,8 @@ def _record(
     slide: SlideLike, job: Job, *, options: PredictOptions, tissue: TissueLike | None
 ) -> dict[str, Any]:
     info = job.engine.segmenter.info
-    bounds = slide.bounds
     return {
-        "slide": {
-            "path": Path(slide.path).name,
-            "quickhash": slide.quickhash,
-            "mpp": slide.mpp,
-            "mpp_source": slide.mpp_source,
-            "vendor": slide.vendor,
-            "backend": slide.backend,
-            "frame": slide.frame,
-            "bounds": None if bounds is None else list(bounds),
-            "size": list(slide.size),
-        },
+        "slide": slide_record(slide),
         "model": {"name": info.name, "sha256": info.sha256, "licence": info.licence},
         "parameters": {
             **asdict(options),
@@ -264,12 +266,7 @@ def _record(
             "tile_px": info.tile_px,
             "tissue": "none" if tissue is None else "mask",
         },
-        "versions": {
-            "wsiseg": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Tiles of a slide in a given order, read ahead by threads. Knows no networks.
+"""Tiles of a slide in a given order, read ahead by threads, stain-normalised. Knows no networks.
 
 Memory bound: at most `ahead` tiles are read or being read and not yet handed over.
 """
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from wsiseg.errors import SlideReadError
 from wsiseg.geometry import Box, Grid, Point
 from wsiseg.inference.contracts import SlideLike
+from wsiseg.stain import apply_matrix
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -26,10 +27,21 @@ class TileReader(AbstractContextManager["TileReader"]):
     """Reads tiles in order; leaving the `with` block ends the threads, whatever happened."""
 
     def __init__(
-        self, slide: SlideLike, grid: Grid, *, tile_px: int, workers: int, ahead: int
+        self,
+        slide: SlideLike,
+        grid: Grid,
+        *,
+        tile_px: int,
+        workers: int,
+        ahead: int,
+        stain_matrix: npt.ArrayLike | None = None,
     ) -> None:
-        """Reads `tile_px` squares of `grid` with `workers` threads, at most `ahead` in advance."""
+        """Reads `tile_px` squares of `grid` with `workers` threads, at most `ahead` in advance.
+
+        The optical densities of the tiles are mapped by `stain_matrix` (3, 3) where it is given.
+        """
         self._slide, self._grid, self._tile_px = slide, grid, tile_px
+        self._matrix = None if stain_matrix is None else np.asarray(stain_matrix, np.float64)
         self._ahead = max(1, ahead)
         self._pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="tiles")
 
@@ -57,7 +69,7 @@ class TileReader(AbstractContextManager["TileReader"]):
                 f"{self._slide.path}: the reader gave {tile.dtype} {tile.shape} for a tile of"
                 f" {side} px at ({place.x}, {place.y})"
             )
-        return tile
+        return tile if self._matrix is None else apply_matrix(tile, self._matrix)
 
     def __exit__(
         self,

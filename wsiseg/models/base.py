@@ -8,7 +8,7 @@ the model's mpp, or in the image; noise depends on it, never on the batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from wsiseg.errors import ConfigError
+from wsiseg.errors import ConfigError, ModelError
 from wsiseg.geometry import Point
 
 Features = tuple[Tensor, ...]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""Loss of logits (B, C, H, W) and target (B, H, W)."""
 
 
 class FeatureSpec(NamedTuple):
@@ -60,6 +62,14 @@ class FeatureExtractor(nn.Module, ABC):
             raise ConfigError("trainable: this extractor has no decoder; give none or all")
         return list(self.parameters()) if part == "all" else []
 
+    def load_imagenet(self) -> None:
+        """Fill the network with ImageNet weights through timm, from its cache or its hub.
+
+        Raises:
+            ModelError: the extractor has none, or they cannot be had.
+        """
+        raise ModelError(f"{type(self).__name__}: has no ImageNet weights; use initial: random")
+
     @abstractmethod
     def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
         """Feature maps of a batch of tiles.
@@ -89,6 +99,20 @@ class Head(nn.Module, ABC):
         Returns:
             (B, class_count, R * tile_px, K * tile_px) logits.
         """
+
+    def loss(self, features: Features, target: Tensor, criterion: Criterion) -> Tensor:
+        """The training loss of a batch; an ensemble takes the mean of its members'.
+
+        Args:
+            features: as for `forward`.
+            target: (B, R * tile_px, K * tile_px) int64 classes, 255 = ignore.
+            criterion: loss of float32 logits (B, C, H, W) and the target.
+        """
+        return criterion(self(features).float(), target)
+
+    def uncertainty(self, features: Features) -> Tensor | None:
+        """(B, H, W) float32 from 0 to 1, where the head can tell (an ensemble); else None."""
+        return None
 
 
 def lay_out(maps: Tensor) -> Tensor:

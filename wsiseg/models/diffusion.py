@@ -1,7 +1,7 @@
 """Noise schedules and noise that belongs to a place. Knows no network.
 
 Source: PathSegDiff's latent diffusion model, DDPM with 1000 steps and beta 0.0015..0.0195 on a
-`scaled_linear` schedule; Ho et al. 2020, eq. 4 for q_sample.
+`scaled_linear` schedule; Ho et al. 2020, eq. 4 for q_sample; Choi et al. 2022 (P2 weighting).
 """
 
 from __future__ import annotations
@@ -47,6 +47,18 @@ def alphas_bar(config: ScheduleConfig) -> Tensor:
 def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """q_sample: sqrt(abar) * clean + sqrt(1 - abar) * noise; alpha_bar a scalar or (B, 1, 1, 1)."""
     return alpha_bar.sqrt() * clean + (1.0 - alpha_bar).sqrt() * noise
+
+
+def p2_weight(alphas_bar: Tensor) -> Tensor:
+    """P2 weight of the noise loss, 1 / (k + SNR)^gamma with k = gamma = 1, of every step.
+
+    The signal-to-noise ratio is abar / (1 - abar), so that 1 / (1 + SNR) = 1 - abar: nearly clean
+    images count little.
+
+    Args:
+        alphas_bar: (T,) cumulative products of `alphas_bar`, or any selection of them.
+    """
+    return 1.0 - alphas_bar
 
 
 def place_noise(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,12 +18,21 @@ import torch
 from wsiseg.classes import Classes
 from wsiseg.config import from_mapping, to_mapping
 from wsiseg.errors import ConfigError
-from wsiseg.models.base import FeatureExtractor, Head
+from wsiseg.models.base import FeatureExtractor, FeatureSpec, Head
+from wsiseg.models.extractors.cnn import CNNConfig, CNNExtractor
+from wsiseg.models.extractors.ddpm import DDPMConfig, DDPMExtractor
+from wsiseg.models.extractors.genselfdiff import GenSelfDiffConfig, GenSelfDiffExtractor
+from wsiseg.models.extractors.hipt import HIPTConfig, HIPTExtractor
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig, PathSegDiffExtractor
 from wsiseg.models.extractors.stain import StainConfig, StainExtractor
 from wsiseg.models.heads.fcn import FCN, FCNConfig
+from wsiseg.models.heads.fcn8 import FCN8Config, FCN8Head
+from wsiseg.models.heads.linear import LinearConfig, LinearHead
+from wsiseg.models.heads.pixel_mlp import PixelMLPConfig, PixelMLPHead
 from wsiseg.models.heads.threshold import ThresholdConfig, ThresholdHead
+from wsiseg.models.heads.unet import UNetHead, UNetHeadConfig
 from wsiseg.models.segmenter import ModelInfo, Segmenter
+from wsiseg.stain import read_basis
 
 MPP_RANGE = (0.02, 200.0)
 """Micrometres per pixel that a model can plausibly be made for."""
@@ -59,10 +68,21 @@ def _fcn(extractor: FeatureExtractor, class_count: int, config: FCNConfig) -> He
     return FCN(extractor.specs, class_count, config, tile_px=extractor.tile_px)
 
 
+def _pixel_mlp(extractor: FeatureExtractor, class_count: int, config: PixelMLPConfig) -> Head:
+    return PixelMLPHead(extractor.specs, class_count, config, tile_px=extractor.tile_px)
+
+
 def _threshold(extractor: FeatureExtractor, class_count: int, config: ThresholdConfig) -> Head:
     if [tuple(s) for s in extractor.specs] != [(1, 1)] or class_count != 2:
         raise ConfigError("head threshold: needs an extractor with one full-size map and 2 classes")
     return ThresholdHead(config)
+
+
+def _on_specs(
+    head: Callable[[Sequence[FeatureSpec], int, Any], Head],
+) -> Callable[[FeatureExtractor, int, Any], Head]:
+    """The build of a head that asks only for the extractor's maps."""
+    return lambda extractor, class_count, config: head(extractor.specs, class_count, config)
 
 
 EXTRACTORS: dict[str, ExtractorEntry] = {
@@ -70,11 +90,19 @@ EXTRACTORS: dict[str, ExtractorEntry] = {
         PathSegDiffConfig, PathSegDiffExtractor, ("timesteps", "taps", "conditioning")
     ),
     "stain": ExtractorEntry(StainConfig, StainExtractor),
+    "genselfdiff": ExtractorEntry(GenSelfDiffConfig, GenSelfDiffExtractor, ("timestep",)),
+    "ddpm": ExtractorEntry(DDPMConfig, DDPMExtractor, ("timesteps", "taps", "shared_noise")),
+    "cnn": ExtractorEntry(CNNConfig, CNNExtractor, ("tile_px",)),
+    "hipt": ExtractorEntry(HIPTConfig, HIPTExtractor),
 }
 
 HEADS: dict[str, HeadEntry] = {
     "fcn": HeadEntry(FCNConfig, _fcn),
     "threshold": HeadEntry(ThresholdConfig, _threshold),
+    "pixel_mlp": HeadEntry(PixelMLPConfig, _pixel_mlp),
+    "unet": HeadEntry(UNetHeadConfig, _on_specs(UNetHead)),
+    "fcn8": HeadEntry(FCN8Config, _on_specs(FCN8Head)),
+    "linear": HeadEntry(LinearConfig, _on_specs(LinearHead)),
 }
 
 
@@ -99,6 +127,10 @@ class ModelConfig:
     """Side of a window in pixels; a multiple of the extractor's tile."""
     input: Literal["rgb/127.5-1"] = "rgb/127.5-1"
     """How pixels become numbers: uint8 RGB / 127.5 - 1."""
+    stain_target: Any = None
+    """None, or StainBasis (or its mapping: vectors, maxima) that images are normalised to first."""
+    resize_px: int | None = None
+    """None, or the side of the square that labelled images are stretched to (slides never are)."""
 
     def __post_init__(self) -> None:
         classes = (
@@ -109,6 +141,7 @@ class ModelConfig:
             "extractor": extractor,
             "head": resolve(self.head, HEADS, "head"),
             "classes": classes.to_list(),
+            "stain_target": to_mapping(read_basis(self.stain_target)),
         }
         for key, value in resolved.items():
             object.__setattr__(self, key, value)
@@ -228,9 +261,10 @@ def build_segmenter(
     head_config = typed_config(config.head, HEADS, "head")
     head = HEADS[config.head["name"]].build(extractor, len(classes), head_config)
     resolved = to_mapping(config)
+    digested = {k: v for k, v in resolved.items() if v is not None}  # as before those keys
     known = {
         "name": config.extractor["name"],
-        "sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest(),
+        "sha256": hashlib.sha256(json.dumps(digested, sort_keys=True).encode()).hexdigest(),
         **(info or {}),
     }
     described = ModelInfo(
@@ -240,5 +274,7 @@ def build_segmenter(
         window_px=config.window_px,
         tile_px=extractor.tile_px,
         config=resolved,
+        stain_target=read_basis(config.stain_target),
+        resize_px=config.resize_px,
     )
     return Segmenter(extractor, head, described)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wsiseg.classes import Classes
 from wsiseg.geometry import Point
 from wsiseg.models.base import FeatureExtractor, Features, Head, cut_tiles
+from wsiseg.stain import StainBasis
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ModelInfo:
         licence: terms of the weights, an SPDX name or a sentence.
         config: the resolved configuration, plain data.
         card: provenance: data, training, metrics, versions; plain data.
+        stain_target: the stains that images must be normalised to before the model sees them.
+        resize_px: the square that labelled images are stretched to, or None.
     """
 
     name: str
@@ -39,6 +42,8 @@ class ModelInfo:
     licence: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
+    stain_target: StainBasis | None = None
+    resize_px: int | None = None
 
 
 class Segmenter(nn.Module):

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional as nnf
 
-from wsiseg.classes import Classes
-from wsiseg.datasets.base import LabelledDataset
+from wsiseg.classes import IGNORE, Classes
+from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.errors import ModelError
-from wsiseg.geometry import Point
-from wsiseg.models.base import to_tensor
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.metrics import Matrix, confusion_matrix, pixel_metrics
+from wsiseg.training.objects import ObjectScores, object_scores, objects_of, pool
+from wsiseg.training.sliding import Prediction, predict_image
+
+PIXEL = ("accuracy", "dice", "miou")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How a model is measured."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the noise; probabilities are averaged over them."""
+    tta: bool = False
+    """Whether to average over the eight flips and quarter turns."""
+    min_object_um2: float = 0.0
+    """Predicted objects below this area are left out of the object scores."""
+    fill_holes: bool = False
+    """Whether holes of predicted objects are filled before the object scores."""
 
 
 @dataclass
@@ -28,22 +39,36 @@ class Evaluation:
 
     Attributes:
         pixel: metrics of the one pooled confusion matrix, see `pixel_metrics`.
-        per_image: the same metrics of each image, by name, without the matrix.
+        per_image: metrics of each image, by name: accuracy, dice, miou, and where there are
+            such: object_f1, object_dice, object_hausdorff, uncertainty (its mean).
+        object: pooled object scores and their means, see `objects.pool`; None without instances.
+        how: as it was measured.
     """
 
     pixel: dict[str, Any]
     per_image: dict[str, dict[str, float]]
+    object: dict[str, Any] | None = None
+    how: Measuring = Measuring()
 
     def summary(self) -> dict[str, Any]:
         """The pooled metrics and the means of the per-image ones, ready for JSON."""
-        names = ("accuracy", "dice", "miou")
-        means = {
-            n: float(np.mean([row[n] for row in self.per_image.values()]))
-            if self.per_image
-            else 0.0
-            for n in names
+        rows = list(self.per_image.values())
+        means = {n: float(np.mean([r[n] for r in rows])) if rows else 0.0 for n in PIXEL}
+        return {
+            "images": len(rows),
+            "pixel": self.pixel,
+            "per_image": means,
+            "object": self.object,
         }
-        return {"pixel": self.pixel, "per_image": means, "images": len(self.per_image)}
+
+
+@dataclass
+class _Tally:
+    """What is summed over the images."""
+
+    matrix: Matrix
+    objects: list[ObjectScores] = field(default_factory=list)
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -51,36 +76,74 @@ def evaluate(
     dataset: LabelledDataset,
     *,
     indices: Sequence[int] | None = None,
-    seed: int = 0,
-    tta: bool = False,
+    how: Measuring | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Compare predictions with the labels of a data set.
 
     Args:
         segmenter: a model with the classes of the data set.
-        dataset: labelled images.
+        dataset: labelled images; one is held at a time.
         indices: which images; default all.
-        seed: seed of the noise.
-        tta: average over the eight flips and quarter turns.
+        how: seeds, views and what counts as an object.
+        progress: called with (images done, images in all).
 
     Raises:
         ModelError: the classes differ from those of the data set.
+        DatasetError: images that cannot be read.
     """
     check_classes(segmenter.info.classes, dataset.classes)
+    how = how or Measuring()
+    wanted = range(len(dataset)) if indices is None else indices
     count = len(dataset.classes)
-    pooled: Matrix = np.zeros((count, count), np.int64)
-    result = Evaluation({}, {})
-    for index in range(len(dataset)) if indices is None else indices:
+    tally = _Tally(np.zeros((count, count), np.int64))
+    for done, index in enumerate(wanted, start=1):
         item = dataset[index]
-        ratio = dataset.mpp / segmenter.info.mpp
-        probabilities = predict_image(segmenter, item.image, ratio=ratio, seed=seed, tta=tta)
-        predicted = probabilities.argmax(0).astype(np.uint8)
-        matrix = confusion_matrix(item.mask, predicted, count)
-        pooled += matrix
-        metrics = pixel_metrics(matrix, dataset.classes)
-        result.per_image[item.name] = {n: metrics[n] for n in ("accuracy", "dice", "miou")}
-    result.pixel = pixel_metrics(pooled, dataset.classes)
-    return result
+        _add(tally, item, predict_item(segmenter, dataset, item, how), dataset, how)
+        if progress is not None:
+            progress(done, len(wanted))
+    pixel = pixel_metrics(tally.matrix, dataset.classes)
+    return Evaluation(pixel, tally.rows, pool(tally.objects) if tally.objects else None, how)
+
+
+def predict_item(
+    segmenter: Segmenter, dataset: LabelledDataset, item: LabelledImage, how: Measuring
+) -> Prediction:
+    """The prediction of an image of a data set, at its own resolution."""
+    ratio = dataset.mpp / segmenter.info.mpp
+    return predict_image(segmenter, item.image, ratio=ratio, seeds=how.seeds, tta=how.tta)
+
+
+def _add(
+    tally: _Tally,
+    item: LabelledImage,
+    prediction: Prediction,
+    dataset: LabelledDataset,
+    how: Measuring,
+) -> None:
+    """Count an image."""
+    predicted = prediction.probabilities.argmax(0).astype(np.uint8)
+    matrix = confusion_matrix(item.mask, predicted, len(dataset.classes))
+    tally.matrix += matrix
+    metrics = pixel_metrics(matrix, dataset.classes)
+    row = {name: float(metrics[name]) for name in PIXEL}
+    if prediction.uncertainty is not None:
+        row["uncertainty"] = float(prediction.uncertainty.mean())
+    if item.instances is not None:
+        background = [k for k, c in enumerate(dataset.classes) if c.background]
+        found = objects_of(
+            ~np.isin(predicted, background) & (item.mask != IGNORE),
+            min_area_px=round(how.min_object_um2 / dataset.mpp**2),
+            fill_holes=how.fill_holes,
+        )
+        scores = object_scores(found, item.instances)
+        tally.objects.append(scores)
+        row |= {
+            "object_f1": scores.f1,
+            "object_dice": scores.dice,
+            "object_hausdorff": scores.hausdorff,
+        }
+    tally.rows[item.name] = row
 
 
 def check_classes(model: Classes, data: Classes) -> None:
@@ -94,47 +157,3 @@ def check_classes(model: Classes, data: Classes) -> None:
             f"the model's classes ({', '.join(model.names)}) are not the data set's "
             f"({', '.join(data.names)})"
         )
-
-
-def predict_image(
-    segmenter: Segmenter,
-    image: npt.NDArray[np.uint8],
-    *,
-    ratio: float,
-    seed: int = 0,
-    tta: bool = False,
-) -> npt.NDArray[np.float32]:
-    """(C, H, W) float32 probabilities of an image of any size, at its own resolution.
-
-    The image is scaled to the model's resolution, mirrored up to whole tiles, run as one window,
-    cut and scaled back bilinearly.
-
-    Args:
-        segmenter: the model.
-        image: (H, W, 3) uint8 RGB.
-        ratio: image mpp / model mpp.
-        seed: seed of the noise; the place of the image is (0, 0).
-        tta: average over the eight flips and quarter turns.
-    """
-    height, width = image.shape[:2]
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    how = Image.Resampling.BOX if ratio < 1 else Image.Resampling.BICUBIC
-    small = np.asarray(Image.fromarray(image).resize(size, how))
-    views = range(8) if tta else range(1)
-    total = torch.stack([_one_view(segmenter, small, v, seed) for v in views]).mean(0)
-    full = nnf.interpolate(total[None], size=(height, width), mode="bilinear", align_corners=False)
-    return full[0].numpy()
-
-
-def _one_view(segmenter: Segmenter, image: npt.NDArray[np.uint8], view: int, seed: int) -> Tensor:
-    """(C, h, w) probabilities of an image seen flipped (view >= 4) and turned (view % 4)."""
-    turned = np.rot90(image[:, ::-1] if view >= 4 else image, view % 4)
-    tile = segmenter.info.tile_px
-    pad = [(0, -s % tile) for s in turned.shape[:2]]
-    padded = np.pad(turned, (*pad, (0, 0)), mode="symmetric")
-    with torch.inference_mode():
-        batch = to_tensor(padded[None]).to(segmenter.device)
-        probabilities = segmenter.probabilities(batch, [Point(0, 0)], seed)[0].cpu()
-    probabilities = probabilities[:, : turned.shape[0], : turned.shape[1]]
-    probabilities = torch.rot90(probabilities, -(view % 4), (1, 2))
-    return probabilities.flip(2) if view >= 4 else probabilities

@@ -1,13 +1,15 @@
-"""Rows of the CSV files of a run. Knows no networks."""
+"""The tables of a run: rows of CSV files, TensorBoard events, lines to read. Knows no networks."""
 
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from wsiseg.atomic import staged
 from wsiseg.errors import OutputError
+from wsiseg.training.eventlog import EventLog
 
 
 def append_row(path: Path, row: Mapping[str, float]) -> None:
@@ -35,3 +37,49 @@ def cut_rows(path: Path, step: int) -> None:
     kept = [r for r in lines[1:] if r.partition(",")[0].isdigit() and int(r.split(",")[0]) <= step]
     with staged(path) as (temporary,):
         temporary.write_text("".join([*lines[:1], *kept]))
+
+
+class RunLog:
+    """Means of the losses since the last line: to log.csv, TensorBoard and standard output."""
+
+    def __init__(self, run: Path, first: int) -> None:
+        """Go on with the tables of a run after `first` steps."""
+        self.path, self.validated = run / "log.csv", run / "validation.csv"
+        for path in (self.path, self.validated):
+            cut_rows(path, first)
+        self.events = EventLog(run, first_step=first + 1)
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.since = time.monotonic()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.events.close()
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Count the losses of a step."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Write what was measured after a step, if anything was."""
+        if values:
+            row = {"step": step, **values}
+            append_row(self.validated, row)
+            self.events.scalars("validation", row)
+            print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+
+    def write(self, step: int, total: int, rate: float) -> None:
+        """Write the means of the losses since the last line."""
+        seconds = time.monotonic() - self.since
+        means = {name: value / self.count for name, value in self.sums.items()}
+        row = {"step": step, "learning_rate": rate, "seconds": seconds, **means}
+        append_row(self.path, row)
+        self.events.scalars("training", row)
+        left = seconds / self.count * (total - step) / 60
+        text = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
+        print(f"step {step}/{total}  {text}  {left:.0f} min left", flush=True)
+        self.sums, self.count, self.since = {}, 0, time.monotonic()

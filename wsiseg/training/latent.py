@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from wsiseg.datasets.augment import AugmentConfig, stain_jitter
+from wsiseg.errors import ConfigError
 from wsiseg.models.base import to_tensor
 from wsiseg.models.diffusion import add_noise, alphas_bar
 from wsiseg.models.extractors.latent import (
@@ -27,6 +28,7 @@ from wsiseg.models.extractors.latent import (
 )
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig
 from wsiseg.models.extractors.vit import ViT
+from wsiseg.training.denoising import check_denoising, draw_timesteps, move_average
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class DenoiserConfig:
     """t = T * u ** power, u uniform: above 1 favours small t, where features are read."""
     ema: float = 0.995
     """Moving average of the weights, which is what is kept."""
+
+    def __post_init__(self) -> None:
+        check_denoising(self.timestep_power, self.ema, "denoiser")
+        if not 0 <= self.null_share <= 1:
+            raise ConfigError(f"denoiser.null_share {self.null_share}: must be from 0 to 1")
 
 
 class AutoencoderTask:
@@ -149,8 +156,7 @@ class DenoiserTask:
             vectors = nnf.normalize(self.encoder(images).float(), dim=-1)
         b, steps = len(images), self.config.schedule.steps
         keep = torch.rand(b, 1, generator=generator) >= self.training.null_share
-        u = torch.rand(b, generator=generator) ** self.training.timestep_power
-        t = (u * steps).long().clamp(max=steps - 1)
+        t = draw_timesteps(b, steps, self.training.timestep_power, generator)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         return {"loss": self.error("live", latents, vectors * keep.to(device), t, noise)}
 
@@ -174,11 +180,5 @@ class DenoiserTask:
         return nnf.mse_loss(predicted.float(), noise)
 
     def after_step(self, step: int) -> None:
-        """Move the averaged weights towards the live ones; faster at the start."""
-        decay = min(self.training.ema, (1 + step) / (10 + step))
-        pairs = zip(
-            self.module["average"].parameters(), self.module["live"].parameters(), strict=True
-        )
-        with torch.no_grad():
-            for average, live in pairs:
-                average.lerp_(live, 1 - decay)
+        """Move the averaged weights towards the live ones."""
+        move_average(self.module["average"], self.module["live"], ema=self.training.ema, step=step)

@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from wsiseg.atomic import staged
-from wsiseg.config import to_mapping
+from wsiseg.config import from_mapping, to_mapping
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
-from wsiseg.training.files import append_row, cut_rows
+from wsiseg.training.curves import draw_curves
+from wsiseg.training.files import RunLog
+from wsiseg.training.processes import Processes
 
 _DAMAGE = (  # what reading a damaged state can raise
     EOFError,
@@ -45,9 +47,15 @@ class LoopConfig:
     learning_rate: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW; 0 makes it Adam."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's moving averages."""
     warmup_steps: int = 50
-    """Steps of linear warm-up; cosine decay to 1% follows."""
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine decay to 1% of the peak, or the peak all the time."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged for one step."""
     clip_norm: float = 1.0
     """Gradient norm limit; 0 = none."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -58,7 +66,7 @@ class LoopConfig:
     """Steps between two checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} {getattr(self, name)}: must be at least 1")
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
@@ -66,6 +74,20 @@ class LoopConfig:
                 raise ConfigError(f"loop.{name} {getattr(self, name)}: must not be negative")
         if not self.learning_rate > 0:
             raise ConfigError(f"loop.learning_rate {self.learning_rate}: must be above 0")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"loop.betas {list(self.betas)}: must be from 0 to below 1")
+
+
+class Outcome(NamedTuple):
+    """What a task found out after a step.
+
+    Attributes:
+        measured: values on validation images, for validation.csv; may be empty.
+        stop: whether the run ends here.
+    """
+
+    measured: Mapping[str, float]
+    stop: bool = False
 
 
 class Task(Protocol):
@@ -84,8 +106,8 @@ class Task(Protocol):
         """Scalars to log; `loss` is minimised."""
         ...
 
-    def after_step(self, step: int) -> None:
-        """Called after the optimiser (moving averages)."""
+    def after_step(self, step: int) -> Outcome | None:
+        """Called after the optimiser: moving averages, validation, an early end."""
         ...
 
 
@@ -102,16 +124,27 @@ def claim_run(run: Path, config: Any, *, resume: bool) -> None:
     begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
     if begun and not resume:
         raise UsageError(f"{run}: holds a run already; give --resume or another --out")
-    if begun and (not record.exists() or record.read_text() != text):
+    if begun and not _holds(record, config):
         raise UsageError(f"{run}: was started with another configuration; use another --out")
     with staged(record) as (temporary,):
         temporary.write_text(text)
 
 
+def _holds(record: Path, config: Any) -> bool:
+    """Whether a file holds a configuration; keys that it lacks have their defaults."""
+    try:
+        data = json.loads(record.read_text())
+        return bool(from_mapping(type(config), data) == config)
+    except (OSError, ValueError):  # missing, damaged, or of another kind
+        return False
+
+
 def learning_rate(config: LoopConfig, step: int) -> float:
-    """Linear warm-up, then cosine from the peak to 1% of it."""
+    """Linear warm-up, then the peak, or cosine from the peak to 1% of it."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
     span = max(1, config.steps - config.warmup_steps)
     progress = min(1.0, (step - config.warmup_steps) / span)
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -147,9 +180,11 @@ def run_loop(
 
     Args:
         task: what is trained.
-        batches: batches from the step of `state` on.
+        batches: batches from the step of `state` on, `config.accumulate` a step; of several
+            processes each is given its own share.
         config: the loop's configuration.
-        run: folder for `log.csv` and `state.pt`.
+        run: folder for `log.csv`, `validation.csv`, `curves.png`, `tensorboard/` and `state.pt`,
+            which the first process writes.
         seed: seed of every step's generator.
         state: what `resume_step` gave.
 
@@ -158,36 +193,71 @@ def run_loop(
         OutputError: log or state cannot be written.
     """
     optimiser = torch.optim.AdamW(
-        task.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        task.parameters(),
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
     )
     first, saved = state
     if saved is not None:
         task.module.load_state_dict(saved["module"])
         optimiser.load_state_dict(saved["optimiser"])
-    cut_rows(run / "log.csv", first)
-    log = _Log(run / "log.csv")
+    processes = Processes()
+    device = next(task.module.parameters()).device
+    with RunLog(run, first) if processes.first else nullcontext() as log:
+        for step in range(first, config.steps):
+            rate = learning_rate(config, step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            values = _gradients(task, batches, config, step, (seed, processes.index))
+            processes.average_gradients(task.parameters())
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(task.parameters(), config.clip_norm)
+            optimiser.step()
+            outcome = task.after_step(step) or Outcome({})
+            early = processes.agree(outcome.stop, device)
+            last = early or step + 1 == config.steps
+            if log is not None:
+                log.add(values)
+                log.validation(step + 1, outcome.measured)
+                if last or (step + 1) % config.log_every == 0:
+                    log.write(step + 1, config.steps, rate)
+                if last or (step + 1) % config.save_every == 0:  # ended early: complete
+                    _save(run / "state.pt", task, optimiser, config.steps if early else step + 1)
+                    draw_curves(run)
+            if early:
+                break
+    processes.wait()
+
+
+def _gradients(
+    task: Task, batches: Iterator[Any], config: LoopConfig, step: int, seeds: tuple[int, int]
+) -> dict[str, float]:
+    """Fill the gradients of one step; the mean losses of its batches.
+
+    Raises:
+        ModelError: the loss is no longer finite.
+    """
+    seed, process = seeds
+    own = seed * 1_000_003 + step + (process << 40)
+    generator = torch.Generator().manual_seed(own)
+    torch.manual_seed(own + (1 << 50))  # dropout and what else draws from the global generator
     device = next(task.module.parameters()).device.type
-    for step in range(first, config.steps):
-        rate = learning_rate(config, step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    values: dict[str, float] = {}
+    for parameter in task.parameters():
+        parameter.grad = None
+    for _ in range(config.accumulate):
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             losses = task.losses(next(batches), step, generator)
-        optimiser.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        if config.clip_norm:
-            nn.utils.clip_grad_norm_(task.parameters(), config.clip_norm)
-        optimiser.step()
-        task.after_step(step)
-        values = {k: float(v.detach()) for k, v in losses.items()}
-        log.add(values)
+        for name, value in losses.items():
+            values[name] = values.get(name, 0.0) + float(value.detach()) / config.accumulate
         if not math.isfinite(values["loss"]):
-            raise ModelError(f"the loss is not finite at step {step + 1}; lower the learning rate")
-        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-            log.write(step + 1, config.steps, rate)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            _save(run / "state.pt", task, optimiser, step + 1)
+            raise ModelError(
+                f"the loss is not finite at step {step + 1}; try a lower loop.learning_rate, more "
+                "loop.warmup_steps or loop.precision=fp32; the last good state is kept for --resume"
+            )
+        (losses["loss"] / config.accumulate).backward()  # type: ignore[no-untyped-call]
+    return values
 
 
 def _save(path: Path, task: Task, optimiser: torch.optim.Optimizer, step: int) -> None:
@@ -198,28 +268,3 @@ def _save(path: Path, task: Task, optimiser: torch.optim.Optimizer, step: int) -
     }
     with staged(path, also=(RuntimeError,)) as (temporary,):  # torch.save: a full disk
         torch.save(state, temporary)
-
-
-class _Log:
-    """Means of the losses since the last line, to a CSV file and to standard output."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.sums: dict[str, float] = {}
-        self.count = 0
-        self.since = time.monotonic()
-
-    def add(self, losses: Mapping[str, float]) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-
-    def write(self, step: int, total: int, rate: float) -> None:
-        seconds = time.monotonic() - self.since
-        means = {name: value / self.count for name, value in self.sums.items()}
-        row = {"step": step, "learning_rate": rate, "seconds": seconds, **means}
-        append_row(self.path, row)
-        left = seconds / self.count * (total - step) / 60
-        text = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
-        print(f"step {step}/{total}  {text}  {left:.0f} min left", flush=True)
-        self.sums, self.count, self.since = {}, 0, time.monotonic()

@@ -1,12 +1,14 @@
 """Pixel metrics from confusion matrices. Knows no networks and no files.
 
-Definitions (one pooled matrix, ignored pixels left out): accuracy is micro; Dice, F1 and IoU are
-computed per class and averaged over the classes that occur in truth or prediction.
+Definitions (one matrix, of an image or pooled over a set; ignored pixels left out): accuracy is
+micro; Dice and IoU are computed per class and averaged over the classes that occur in truth or
+prediction. Of a class, Dice = 2 TP / (2 TP + FP + FN) is F1, so that "f1" is "dice" by definition
+(macro F1 as scikit-learn counts it); both are given because published tables name both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,13 @@ Matrix = npt.NDArray[np.int64]
 
 
 def confusion_matrix(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], count: int) -> Matrix:
-    """(C, C) pixel counts, rows = truth, columns = prediction; truth 255 is left out."""
+    """(C, C) pixel counts, rows = truth, columns = prediction; truth 255 is left out.
+
+    Args:
+        truth: (H, W) classes 0..C-1, 255 = ignore.
+        predicted: (H, W) classes 0..C-1.
+        count: C.
+    """
     keep = truth != IGNORE
     index = truth[keep].astype(np.int64) * count + predicted[keep].astype(np.int64)
     return np.bincount(index.ravel(), minlength=count * count).reshape(count, count)
@@ -52,3 +60,14 @@ def pixel_metrics(matrix: Matrix, classes: Classes) -> dict[str, Any]:
         "per_class": per_class,
         "confusion": matrix.tolist(),
     }
+
+
+def per_image_means(matrices: Iterable[Matrix], classes: Classes) -> dict[str, float]:
+    """Means over images of "accuracy", "dice", "miou" and "f1" of each image's own matrix.
+
+    Every image counts alike, and in each only the classes that occur in it; an image without
+    labelled pixels is left out. Without any image all means are 0.
+    """
+    rows = [pixel_metrics(m, classes) for m in matrices if m.any()]
+    names = ("accuracy", "dice", "miou", "f1")
+    return {n: float(np.mean([r[n] for r in rows])) if rows else 0.0 for n in names}

@@ -1,16 +1,17 @@
-"""Pretraining of PathSegDiff's frozen parts: encoder, autoencoder, conditioned denoiser.
+"""Pretraining of extractors on unlabelled tissue, stage by stage. Knows no labels.
 
-Each stage writes its part beside the run's state; the last one needs the first two and writes
-`extractor.safetensors`, which `wsiseg train` takes. Knows no labels.
+PathSegDiff has three stages: encoder, autoencoder and conditioned denoiser; each writes its part
+beside the run's state and the last one needs the first two. Pixel-space denoisers have one. The
+last stage writes `extractor.safetensors`, which `wsiseg train` takes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,109 +19,34 @@ from torch.nn import functional as nnf
 
 from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
-from wsiseg.datasets.augment import AugmentConfig, check_scale
-from wsiseg.errors import ConfigError
-from wsiseg.models.base import to_tensor
+from wsiseg.errors import UsageError
+from wsiseg.models.base import FeatureExtractor, to_tensor
 from wsiseg.models.checkpoint import save_extractor
 from wsiseg.models.devices import pick_device
 from wsiseg.models.extractors.latent import encode
-from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig, PathSegDiffExtractor
-from wsiseg.training.dino import DinoConfig, DinoTask
-from wsiseg.training.latent import (
-    AutoencoderConfig,
-    AutoencoderTask,
-    DenoiserConfig,
-    DenoiserTask,
-    latent_statistics,
-)
+from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
+from wsiseg.models.registry import build_extractor
+from wsiseg.training.dino import DinoTask
+from wsiseg.training.latent import AutoencoderTask, DenoiserTask, latent_statistics
 from wsiseg.training.loop import LoopConfig, claim_run, resume_step, run_loop
 from wsiseg.training.parts import load_parts, save_part
-from wsiseg.training.tiles import SourceConfig, TilePool
+from wsiseg.training.pixel_ddpm import PixelDDPMTask, save_samples, timestep_errors
+from wsiseg.training.pretrain_config import (
+    CommonConfig,
+    PixelPretrainConfig,
+    PretrainConfig,
+    Stage,
+    chosen_stages,
+)
+from wsiseg.training.processes import Processes
+from wsiseg.training.tiles import TilePool
 
-Stage = Literal["encoder", "autoencoder", "ldm"]
-STAGES: tuple[Stage, ...] = ("encoder", "autoencoder", "ldm")
-
-
-@dataclass(frozen=True)
-class EncoderStage:
-    """The self-supervised encoder."""
-
-    crop_px: int = 160
-    """Side of the crop that global and local views are cut from."""
-    dino: DinoConfig = DinoConfig()
-    """Self-distillation."""
-    loop: LoopConfig = LoopConfig()
-    """Optimisation."""
-
-
-@dataclass(frozen=True)
-class AutoencoderStage:
-    """The first stage."""
-
-    crop_px: int = 128
-    """Side of a crop."""
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
-    """Losses."""
-    loop: LoopConfig = LoopConfig()
-    """Optimisation."""
-
-
-@dataclass(frozen=True)
-class DenoiserStage:
-    """The conditioned denoiser."""
-
-    crop_px: int = 256
-    """Side of a crop."""
-    denoiser: DenoiserConfig = DenoiserConfig()
-    """Losses."""
-    loop: LoopConfig = LoopConfig()
-    """Optimisation."""
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Configuration of all three stages."""
-
-    extractor: PathSegDiffConfig
-    """The architecture."""
-    sources: tuple[SourceConfig, ...]
-    """Unlabelled tissue."""
-    mpp: float = 0.5
-    """Micrometres per pixel to pretrain at."""
-    licence: str = "unknown"
-    """Terms of the weights, which follow from the sources'."""
-    seed: int = 0
-    """Seed of weights, crops and noise."""
-    scale: tuple[float, float] = (0.75, 1.33)
-    """Range of the crops' magnification."""
-    augment: AugmentConfig = AugmentConfig()
-    """Stain variation."""
-    encoder: EncoderStage = EncoderStage()
-    """First stage of the pretraining."""
-    autoencoder: AutoencoderStage = AutoencoderStage()
-    """Second stage."""
-    ldm: DenoiserStage = DenoiserStage()
-    """Third stage."""
-
-    def __post_init__(self) -> None:
-        check_scale(self.scale, "scale")
-        if not self.sources or not self.mpp > 0 or self.seed < 0:
-            raise ConfigError("give at least one source, an mpp above 0 and a seed from 0")
-        patch, factor = self.extractor.encoder.patch_px, self.extractor.first_stage.factor
-        for name, side, unit in (
-            ("encoder.dino.global_px", self.encoder.dino.global_px, patch),
-            ("encoder.dino.local_px", self.encoder.dino.local_px, patch),
-            ("autoencoder.crop_px", self.autoencoder.crop_px, factor),
-            ("ldm.crop_px", self.ldm.crop_px, factor * 8),
-            ("ldm.crop_px", self.ldm.crop_px, patch),
-        ):
-            if side < unit or side % unit:
-                raise ConfigError(f"{name} {side}: must be a multiple of {unit}")
+__all__ = ["PixelPretrainConfig", "PretrainConfig", "denoising_error", "pretrain"]
 
 
 def pretrain(
     stage: Stage,
-    config: PretrainConfig,
+    config: PretrainConfig | PixelPretrainConfig,
     *,
     data: Path,
     out: Path,
@@ -130,7 +56,7 @@ def pretrain(
     """Run one stage.
 
     Args:
-        stage: which part to train.
+        stage: which part to train, one of `config.stages`.
         config: configuration of all parts.
         data: folder that the sources' paths are relative to.
         out: run folder; `out/<stage>/` gets log, state and configuration.
@@ -141,21 +67,28 @@ def pretrain(
         The file with the part's weights.
 
     Raises:
-        UsageError: the stage was run already and `resume` is off, or its configuration differs.
+        UsageError: the configuration has no such stage; the stage was run already and `resume` is
+            off, or its configuration differs; several processes.
         DatasetError: a source matches no file.
         CheckpointError: an earlier stage is missing or damaged.
         ModelError: the device is not there, or the loss is no longer finite.
         OutputError: the run folder cannot be written.
     """
+    chosen_stages(config, [stage])
+    if Processes().count > 1:
+        raise UsageError("pretraining runs in one process; start it without a launcher")
     run, target = out / stage, pick_device(device)
     claim_run(run, config, resume=resume)
     torch.manual_seed(config.seed)
-    part = getattr(config, stage)
+    part = config if isinstance(config, PixelPretrainConfig) else getattr(config, stage)
     pool = TilePool.load(config.sources, data, mpp=config.mpp)
     print(f"{stage}: {len(pool)} images, {part.loop.steps} steps", flush=True)
     state = resume_step(run / "state.pt")
+    crops = _Crops(pool, config, part.crop_px, part.loop)
+    if isinstance(config, PixelPretrainConfig):
+        return _ddpm(config, crops, state, out, target)
     runner = {"encoder": _encoder, "autoencoder": _autoencoder, "ldm": _denoiser}[stage]
-    return runner(config, _Crops(pool, config, part), state, out, target)
+    return runner(config, crops, state, out, target)
 
 
 State = tuple[int, dict[str, Any] | None]
@@ -166,20 +99,22 @@ class _Crops(NamedTuple):
     """The numbered batches of a stage; batch n is the same in every process."""
 
     pool: TilePool
-    config: PretrainConfig
-    part: EncoderStage | AutoencoderStage | DenoiserStage
+    config: CommonConfig
+    crop_px: int
+    loop: LoopConfig
 
     def one(self, number: int) -> Pixels:
         rng = np.random.default_rng((self.config.seed, number))
-        count = self.part.loop.batch_size
-        return self.pool.batch(self.part.crop_px, count, rng, scale=self.config.scale)
+        count = self.loop.batch_size
+        return self.pool.batch(self.crop_px, count, rng, scale=self.config.scale)
 
-    def starting(self, number: int) -> Iterator[Pixels]:
+    def from_step(self, step: int, *, kept: int = 0) -> Iterator[Pixels]:
+        """The batches from a step on; the first `kept` batches of all are left for reports."""
         return self.pool.batches(
-            self.part.crop_px,
-            self.part.loop.batch_size,
+            self.crop_px,
+            self.loop.batch_size,
             seed=self.config.seed,
-            start=number,
+            start=step * self.loop.accumulate + kept,
             scale=self.config.scale,
         )
 
@@ -190,7 +125,7 @@ def _encoder(
     part = config.encoder
     task = DinoTask(config.extractor.encoder, part.dino, config.augment, part.loop)
     task.module.to(device)
-    batches = crops.starting(state[0])
+    batches = crops.from_step(state[0])
     run_loop(task, batches, part.loop, run=out / "encoder", seed=config.seed, state=state)
     return save_part(out / "encoder.safetensors", task.encoder, {})
 
@@ -201,9 +136,9 @@ def _autoencoder(
     part = config.autoencoder
     task = AutoencoderTask(config.extractor.first_stage, part.autoencoder, config.augment)
     task.module.to(device)
-    batches = crops.starting(state[0])
+    batches = crops.from_step(state[0])
     run_loop(task, batches, part.loop, run=out / "autoencoder", seed=config.seed, state=state)
-    images = to_tensor(crops.one(part.loop.steps), device=device)
+    images = to_tensor(crops.one(part.loop.steps * part.loop.accumulate), device=device)
     measured = latent_statistics(task.module, config.extractor.first_stage, images)
     return save_part(out / "autoencoder.safetensors", task.module, to_mapping(measured))
 
@@ -223,12 +158,9 @@ def _denoiser(
     )
     task.module.to(device)
     held_out = to_tensor(crops.one(0), device=device)
-    batches = crops.starting(state[0] + 1)  # batch 0 is kept for the report
+    batches = crops.from_step(state[0], kept=1)
     run_loop(task, batches, part.loop, run=out / "ldm", seed=config.seed, state=state)
     report = denoising_error(task, held_out, extractor.timesteps[0], seed=config.seed)
-    with staged(out / "ldm" / "metrics.json") as (temporary,):
-        temporary.write_text(json.dumps(report, indent=1))
-    print("  ".join(f"{k} {v:.4f}" for k, v in report.items()), flush=True)
     network = PathSegDiffExtractor(extractor)
     average: Any = task.module["average"]
     for name, weights in (
@@ -238,8 +170,35 @@ def _denoiser(
         ("conditioner", average["conditioner"]),
     ):
         getattr(network, name).load_state_dict(weights.state_dict())
+    return _finish("ldm", network, config, report, out)
+
+
+def _ddpm(
+    config: PixelPretrainConfig, crops: _Crops, state: State, out: Path, device: torch.device
+) -> Path:
+    task = PixelDDPMTask(build_extractor(config.extractor), config.ddpm, config.augment)
+    task.module.to(device)
+    held_out = to_tensor(crops.one(0), device=device)
+    batches = crops.from_step(state[0], kept=1)
+    run_loop(task, batches, config.loop, run=out / "ddpm", seed=config.seed, state=state)
+    report = timestep_errors(task, held_out, seed=config.seed)
+    save_samples(out / "ddpm" / "samples.png", task, held_out, seed=config.seed)
+    return _finish("ddpm", task.average, config, report, out)
+
+
+def _finish(
+    stage: Stage,
+    network: FeatureExtractor,
+    config: CommonConfig,
+    report: Mapping[str, float],
+    out: Path,
+) -> Path:
+    """Write and print the report of the last stage and write the extractor."""
+    with staged(out / stage / "metrics.json") as (temporary,):
+        temporary.write_text(json.dumps(report, indent=1))
+    print("  ".join(f"{k} {v:.4f}" for k, v in report.items()), flush=True)
     path = out / "extractor.safetensors"
-    card = {"pretraining": to_mapping(config), "denoising_error": report}
+    card = {"pretraining": to_mapping(config), "denoising_error": dict(report)}
     save_extractor(path, network, card=card, licence=config.licence)
     return path
 

@@ -1,0 +1,89 @@
+"""Dividing labelled images: folds, subsets, counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.datasets.base import (
+    LabelledDataset,
+    LabelledImage,
+    Subset,
+    class_pixels,
+    fold_split,
+    grouped_split,
+    parse_fold,
+)
+from wsiseg.errors import DatasetError, UsageError
+
+
+class Masks(LabelledDataset):
+    """Images with given mask values."""
+
+    classes = Classes((TissueClass("a", (0, 0, 0)), TissueClass("b", (1, 1, 1))))
+    mpp = 0.5
+    measuring = True
+
+    def __init__(self, masks: list[list[int]]) -> None:
+        self.masks = masks
+        self.names = tuple(f"n{i}" for i in range(len(masks)))
+        self.groups = tuple(f"g{i // 2}" for i in range(len(masks)))
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        mask = np.array([self.masks[index]], np.uint8)
+        image = np.zeros((*mask.shape, 3), np.uint8)
+        return LabelledImage(self.names[index], image, mask, self.groups[index])
+
+
+def test_folds_part_the_groups_evenly() -> None:
+    groups = [f"p{i}" for i in range(11) for _ in range(1 + i % 3)]
+    seen: list[int] = []
+    for k in range(1, 6):
+        rest, own = fold_split(groups, k, 5)
+        assert sorted(rest + own) == list(range(len(groups)))
+        assert not {groups[i] for i in rest} & {groups[i] for i in own}
+        assert abs(len(own) - len(groups) / 5) <= 2
+        seen += own
+        assert fold_split(groups, k, 5) == (rest, own)
+    assert sorted(seen) == list(range(len(groups)))
+
+
+@pytest.mark.parametrize("text", ["", "1", "a/3", "1/2/3", "-1/3", "1 of 3"])
+def test_folds_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="write it as K/N"):
+        parse_fold(text)
+
+
+def test_folds_that_cannot_be() -> None:
+    assert parse_fold("2/5") == (2, 5)
+    for fold, folds in ((0, 2), (3, 2), (1, 1), (1, 4)):
+        with pytest.raises(UsageError, match=f"fold {fold}/{folds}: give K/N"):
+            fold_split(["a", "b", "c"], fold, folds)
+
+
+def test_groups_are_not_split() -> None:
+    groups = tuple("aabbbccdde")
+    training, held = grouped_split(groups, 0.3, seed=1)
+    assert sorted(training + held) == list(range(10))
+    assert not {groups[i] for i in training} & {groups[i] for i in held}
+    assert grouped_split(groups, 0.0, seed=1)[1] == []
+
+
+def test_a_subset_is_the_whole_renumbered() -> None:
+    whole = Masks([[0], [1], [0], [1]])
+    part = Subset(whole, [3, 0])
+    assert (len(part), part.names, part.groups) == (2, ("n3", "n0"), ("g1", "g0"))
+    assert part[0].name == "n3"
+    assert part.mask(1).tolist() == [[0]]
+    assert part.files == (3, 0)
+    assert part.measuring
+    assert part.mpp == 0.5
+
+
+def test_pixels_are_counted_by_class() -> None:
+    data = Masks([[0, 0, 1, 255], [1, 1, 255, 255], [7]])
+    assert class_pixels(data, [0, 1]).tolist() == [2, 3]
+    assert class_pixels(data, [1]).tolist() == [0, 2]
+    with pytest.raises(DatasetError, match="masks hold the value 7, which is none of the 2"):
+        class_pixels(data, [2])

@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import gzip
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from wsiseg.canvas import Canvas
+from wsiseg.classes import Classes, TissueClass, to_network
+from wsiseg.datasets.annotations import read_annotations
+from wsiseg.datasets.qupath import QuPathDataset
+from wsiseg.datasets.qupath_config import QuPathClass, QuPathConfig
+from wsiseg.datasets.table import open_dataset
+from wsiseg.errors import ConfigError, DatasetError, ResolutionError, UsageError
+from wsiseg.geometry import Box, Grid, Size
+from wsiseg.outputs.geojson import PolygonOptions, write_geojson
+from wsiseg.slides.slide import Slide, open_slide
+
+SIZE = Size(200, 120)
+SMALL = {"mpp": 0.5, "patch_px": 64}
+
+
+def slide(root: Path, name: str = "s.tif", mpp: float | None = 0.5, size: Size = SIZE) -> Path:
+    """A plain TIFF whose pixels tell where they are."""
+    root.mkdir(exist_ok=True)
+    y, x = np.mgrid[: size.height, : size.width]
+    pixels = np.stack([x % 256, y % 256, (x + y) % 256], 2).astype(np.uint8)
+    dpi = 25_400 / mpp if mpp else 72
+    Image.fromarray(pixels).save(root / name, dpi=(dpi, dpi))
+    return root / name
+
+
+def rectangle(x: float, y: float, width: float, height: float) -> list[list[float]]:
+    return [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
+
+
+def feature(
+    class_name: str | None, *rings: list[list[float]], kind: str = "annotation", **more: Any
+) -> dict[str, Any]:
+    classification = (
+        {"classification": {"name": class_name, "color": [10, 20, 30]}} if class_name else {}
+    )
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": list(rings)},
+        "properties": {"objectType": kind, **classification, **more},
+    }
+
+
+def write(path: Path, data: Any) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def collection(*features: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "FeatureCollection", "features": list(features)}
+
+
+TWO = (
+    feature("Tumour", rectangle(10, 10, 40, 30)),
+    feature("Stroma", rectangle(70, 20, 50, 50), rectangle(80, 30, 10, 10)),
+)
+
+
+def whole(data: QuPathDataset, size: Size = SIZE) -> np.ndarray:
+    """The masks of all patches in their places, 255 elsewhere."""
+    sheet = np.full((size.height + 64, size.width + 64), 255, np.uint8)
+    for i, name in enumerate(data.names):
+        x, y = (int(t[1:]) for t in name.split("_")[-2:])
+        sheet[y : y + 64, x : x + 64] = data.mask(i)
+    assert (sheet[size.height :] == 255).all()
+    assert (sheet[:, size.width :] == 255).all()
+    return sheet[: size.height, : size.width]
+
+
+def test_polygons_become_masks_of_patches(tmp_path: Path) -> None:
+    path = slide(tmp_path)
+    write(tmp_path / "s.geojson", collection(*TWO))
+    data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    expected = np.full((120, 200), 255)
+    expected[10:40, 10:50] = 1
+    expected[20:70, 70:120] = 0
+    expected[30:40, 80:90] = 255
+    np.testing.assert_array_equal(whole(data), expected)
+    assert data.classes.names == ("Stroma", "Tumour")
+    assert data.classes.items[0].colour == (10, 20, 30)
+    assert data.names == ("s_x0_y0", "s_x64_y0", "s_x64_y64")
+    assert set(data.groups) == {"s"}
+    assert data.files == (0, 0, 0)
+    assert data.mpp == 0.5
+    item = data[2]
+    with open_slide(path) as opened:
+        image = opened.read(Box(64, 64, 64, 64), opened.grid(0.5))
+    np.testing.assert_array_equal(item.image, image)
+    np.testing.assert_array_equal(item.mask, data.mask(2))
+    assert (item.image[56:] == 255).all()  # below the slide
+    assert item.name == "s_x64_y64"
+    assert item.group == "s"
+
+
+def test_resolution_and_stride(tmp_path: Path) -> None:
+    slide(tmp_path, mpp=0.25)
+    write(tmp_path / "s.geojson", collection(*TWO))
+    config = QuPathConfig(mpp=0.5, patch_px=32, stride_px=16, min_labelled=0.3)
+    data = QuPathDataset(tmp_path, "all", config)
+    expected = np.full((92, 132), 255)
+    expected[5:20, 5:25] = 1
+    expected[10:35, 35:60] = 0
+    expected[15:20, 40:45] = 255
+    wanted = {
+        (x, y): mask
+        for y in range(0, 45, 16)
+        for x in range(0, 85, 16)
+        if ((mask := expected[y : y + 32, x : x + 32]) != 255).mean() >= 0.3
+    }
+    assert data.names == tuple(f"s_x{x}_y{y}" for x, y in wanted)
+    assert len(wanted) >= 2
+    for i, mask in enumerate(wanted.values()):
+        np.testing.assert_array_equal(data.mask(i), mask)
+
+
+@pytest.mark.parametrize("downsample", [1.0, 2.0, 2.37])
+def test_what_predict_writes_comes_back(tmp_path: Path, downsample: float) -> None:
+    """Canvas -> GeoJSON -> data set gives the labels of the canvas, pixel by pixel."""
+    grid = Grid.at_mpp(SIZE, 0.5, 0.5 * downsample)
+    rng = np.random.default_rng(3)
+    planes = [ndimage.gaussian_filter(rng.random(grid.size[::-1]), 2) for _ in range(3)]
+    labels = np.stack(planes).argmax(0).astype(np.uint8)  # 0 = not analysed
+    classes = Classes((TissueClass("Other", (9, 9, 9), True), TissueClass("Gland", (8, 8, 8))))
+    canvas = Canvas.create(tmp_path / "c", grid=grid, classes=classes, record={}, chunk_px=512)
+    canvas.write_chunk(0, 0, labels, np.full(labels.shape, 200, np.uint8))
+    slide(tmp_path / "d")
+    options = PolygonOptions(min_area_um2=0, tolerance_um=0, all_classes=True)
+    write_geojson(tmp_path / "d" / "s.geojson", canvas, options)
+    rows = (
+        QuPathClass("Rest", (9, 9, 9), True, qupath=("Other",)),
+        QuPathClass("Gland", (8, 8, 8)),
+    )
+    config = QuPathConfig(mpp=0.5 * downsample, patch_px=64, classes=rows, min_labelled=0)
+    data = QuPathDataset(tmp_path / "d", "all", config)
+    assert data.classes.names == ("Rest", "Gland")
+    np.testing.assert_array_equal(whole(data, grid.size), to_network(labels))
+
+
+def test_slides_with_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coordinates are from the corner of the bounds, as QuPath gives them, or of level 0."""
+    slide(tmp_path)
+    write(tmp_path / "s.geojson", collection(*TWO))
+    monkeypatch.setattr("wsiseg.slides.slide._bounds", lambda *_: Box(30, 20, 150, 90))
+    cropped = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    full = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, coords="openslide"))
+    assert cropped[0].image[5, 5].tolist() == [35, 25, 60]
+    assert full[0].image[5, 5].tolist() == [5, 5, 10]
+    np.testing.assert_array_equal(cropped.mask(0), full.mask(0))
+
+
+def test_every_form_of_geojson(tmp_path: Path) -> None:
+    for name in "abcd":
+        slide(tmp_path, f"{name}.tif")
+    write(tmp_path / "a.geojson", list(TWO))
+    write(tmp_path / "annotations" / "b.geojson", TWO[1])
+    old = {"type": "Feature", "id": "PathAnnotationObject", "geometry": TWO[0]["geometry"]}
+    old["properties"] = {"classification": {"name": "Tumour", "colorRGB": -3670016}}
+    parts = {
+        "type": "MultiPolygon",
+        "coordinates": [[rectangle(0, 0, 20, 20)], [TWO[0]["geometry"]["coordinates"][0]]],
+    }
+    many = {**TWO[0], "geometry": parts}
+    (tmp_path / "c.geojson.gz").write_bytes(gzip.compress(json.dumps([old]).encode()))
+    write(tmp_path / "d.tif.geojson", collection(many))
+    data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    assert sorted(set(data.groups)) == ["a", "b", "c", "d"]
+    counts = dict.fromkeys("abcd", 0)
+    for i, group in enumerate(data.groups):
+        counts[group] += int((data.mask(i) != 255).sum())
+    assert counts == {"a": 1200 + 2400, "b": 2400, "c": 1200, "d": 1200 + 300}
+    assert read_annotations(tmp_path / "c.geojson.gz")[0].colour == (200, 0, 0)
+
+
+def test_names_of_derived_classes(tmp_path: Path) -> None:
+    derived = feature(None, rectangle(0, 0, 9, 9), classification={"names": ["Tumour", "Positive"]})
+    slide(tmp_path)
+    path = write(tmp_path / "s.geojson", collection(*TWO, derived))
+    assert read_annotations(path)[2].class_name == "Tumour: Positive"
+    with pytest.raises(DatasetError, match="'Tumour: Positive'"):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    rows = (
+        QuPathClass("Tumour", (1, 1, 1), qupath=("Tumour", "Tumour: Positive")),
+        QuPathClass("Stroma", (2, 2, 2)),
+    )
+    data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, classes=rows))
+    assert data.mask(0)[0, 0] == 0
+
+
+def test_the_smaller_is_on_top_and_later_of_equals(tmp_path: Path) -> None:
+    slide(tmp_path)
+    square = rectangle(20, 20, 20, 20)
+    small = rectangle(25, 25, 5, 5)
+    features = [feature("B", small), feature("A", rectangle(0, 0, 60, 60)), feature("C", square)]
+    features += [feature("A", square), feature("Ignore*", rectangle(0, 0, 3, 3))]
+    write(tmp_path / "s.geojson", collection(*features))
+    mask = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL)).mask(0)
+    expected = np.full((64, 64), 255)
+    expected[:60, :60] = 0
+    expected[25:30, 25:30] = 1
+    expected[:3, :3] = 255
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_background_inside_regions(tmp_path: Path) -> None:
+    slide(tmp_path)
+    region = feature("Region*", rectangle(5, 5, 30, 30))
+    named = feature(None, rectangle(100, 5, 10, 10), name="Region*")
+    tumour = feature("Tumour", rectangle(0, 0, 50, 10))  # larger than the region, yet on top
+    write(tmp_path / "s.geojson", collection(tumour, region, named))
+    data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, background="Rest"))
+    expected = np.full((120, 200), 255)
+    expected[5:35, 5:35] = expected[5:15, 100:110] = 0
+    expected[:10, :50] = 1
+    np.testing.assert_array_equal(whole(data), expected)
+    assert data.classes.names == ("Rest", "Tumour")
+    assert data.classes.items[0].background
+    with pytest.raises(DatasetError, match=r"one class only \(Tumour\).*Region\*"):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+
+
+def test_classes_that_the_options_do_not_name(tmp_path: Path) -> None:
+    slide(tmp_path)
+    write(tmp_path / "s.geojson", collection(*TWO, feature("Fat", rectangle(0, 0, 5, 5))))
+    rows = (QuPathClass("Tumour", (1, 1, 1)), QuPathClass("Necrosis", (2, 2, 2)))
+    with pytest.raises(DatasetError, match=r"s\.geojson: classes .*: Fat, Stroma; add them"):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, classes=rows))
+    config = QuPathConfig(**SMALL, classes=rows, ignore=("Fat", "Stroma"))
+    data = QuPathDataset(tmp_path, "all", config)
+    assert data.names == ("s_x0_y0",)
+    assert set(np.unique(data.mask(0))) == {0, 255}
+
+
+def test_parts_by_slide(tmp_path: Path) -> None:
+    for name in "ab":
+        slide(tmp_path, f"{name}.tif")
+        write(tmp_path / f"{name}.geojson", collection(*TWO))
+    slide(tmp_path, "not_annotated.tif")
+    test = QuPathConfig(**SMALL, test=("b",))
+    assert set(QuPathDataset(tmp_path, "train", test).groups) == {"a"}
+    data = QuPathDataset(tmp_path, "test", test)
+    assert set(data.groups) == {"b"}
+    assert data.measuring
+    everything = open_dataset({"name": "qupath", "patch_px": 64}, tmp_path, "train")
+    assert set(everything.groups) == {"a", "b"}
+    assert not everything.measuring
+    with pytest.raises(DatasetError, match="no slide is in the part test"):
+        QuPathDataset(tmp_path, "test", QuPathConfig(**SMALL))
+    with pytest.raises(DatasetError, match="test names c"):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, test=("c",)))
+    with pytest.raises(UsageError, match="no part"):
+        QuPathDataset(tmp_path, "testA", QuPathConfig(**SMALL))
+
+
+def test_what_has_no_class_or_area_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    slide(tmp_path)
+    point = {**TWO[0], "geometry": {"type": "Point", "coordinates": [1, 2]}}
+    nameless = feature(None, rectangle(0, 0, 9, 9))
+    cell = feature("Nucleus", rectangle(0, 0, 9, 9), kind="cell")
+    write(tmp_path / "s.geojson", collection(*TWO, point, nameless, cell))
+    with pytest.warns(UserWarning, match=r"2 of 4 annotations have no class or no area"):
+        data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    assert data.classes.names == ("Stroma", "Tumour")
+    assert data.mask(0)[5, 5] == 255
+
+
+def test_nothing_annotated(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such folder"):
+        QuPathDataset(tmp_path / "none", "all")
+    slide(tmp_path)
+    with pytest.raises(DatasetError, match="no slide has annotations"):
+        QuPathDataset(tmp_path, "all")
+    write(tmp_path / "s.geojson", collection())
+    with (
+        pytest.warns(UserWarning, match="has no annotations"),
+        pytest.raises(DatasetError, match="no slide has annotations"),
+    ):
+        QuPathDataset(tmp_path, "all")
+    write(tmp_path / "s.geojson", collection(*TWO))
+    with pytest.raises(DatasetError, match=r"90.00% of it annotated; lower min_labelled"):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, min_labelled=0.9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("3", "not GeoJSON"),
+        ('{"type": "FeatureCollection"}', "not GeoJSON"),
+        ('[{"geometry": 3}]', "feature 1 is not"),
+        ("[1]", "not GeoJSON"),
+    ],
+)
+def test_files_that_are_no_geojson(tmp_path: Path, text: str, message: str) -> None:
+    slide(tmp_path)
+    (tmp_path / "s.geojson").write_text(text)
+    with pytest.raises(DatasetError, match=rf"s\.geojson: .*{message}"):
+        QuPathDataset(tmp_path, "all")
+
+
+@pytest.mark.parametrize(
+    "coordinates",
+    [
+        [[[0, 0], [1, 0]]],
+        [[[0], [1], [2]]],
+        [[[0, 0], [float("nan"), 3], [4, 4]]],
+        [[[0, 0], [float("inf"), 3], [4, 4]]],
+        [[[0, 0], [10**400, 3], [4, 4]]],
+        [[["a", 0], [1, 3], [4, 4]]],
+        [],
+        [[]],
+        5,
+        None,
+    ],
+)
+def test_coordinates_that_cannot_be(tmp_path: Path, coordinates: Any) -> None:
+    bad = feature("Tumour")
+    bad["geometry"]["coordinates"] = coordinates
+    path = write(tmp_path / "s.geojson", collection(TWO[0], bad))
+    with pytest.raises(DatasetError, match="feature 2 has coordinates"):
+        read_annotations(path)
+
+
+@pytest.mark.parametrize("corner", [(300, 0), (0, 121), (-50, 0), (1e300, 1e300), (-9e9, 5)])
+def test_polygons_outside_the_slide(tmp_path: Path, corner: tuple[float, float]) -> None:
+    slide(tmp_path)
+    ring = [[*corner], [corner[0] + 30, corner[1]], [corner[0], corner[1] + 20]]
+    if corner[0] < -1e9:
+        ring[1] = [100, 50]
+    write(tmp_path / "s.geojson", collection(*TWO, feature("Tumour", ring)))
+    with pytest.raises(DatasetError, match=r"feature 3 \(Tumour\) lies outside the slide s\.tif"):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+
+
+def test_crossing_and_overhanging_borders_are_taken(tmp_path: Path) -> None:
+    slide(tmp_path)
+    bow = feature("Tumour", [[10, 10], [50, 50], [50, 10], [10, 50]])
+    over = feature("Stroma", rectangle(150, -30, 100, 60))
+    write(tmp_path / "s.geojson", collection(bow, over))
+    sheet = whole(QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL)))
+    assert (sheet[:30, 150:] == 0).all()
+    assert (sheet[31:, 150:] == 255).all()
+    assert sheet[30, 15] == 1
+    assert sheet[30, 45] == 1
+    assert sheet[15, 30] == 255
+
+
+def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    slide(tmp_path)
+    write(tmp_path / "s.geojson", collection(*TWO))
+    write(tmp_path / "t.geojson", collection(*TWO))
+    with pytest.raises(DatasetError, match=r"t\.geojson: there is no slide of this name"):
+        QuPathDataset(tmp_path, "all")
+    (tmp_path / "t.geojson").unlink()
+    slide(tmp_path, "s.png")
+    with pytest.raises(DatasetError, match=r"several slides \(s\.png, s\.tif\)"):
+        QuPathDataset(tmp_path, "all")
+    (tmp_path / "s.png").unlink()
+    write(tmp_path / "annotations" / "s.geojson", collection(*TWO))
+    with pytest.raises(DatasetError, match="two files of annotations"):
+        QuPathDataset(tmp_path, "all")
+
+
+def test_slides_without_a_resolution(tmp_path: Path) -> None:
+    slide(tmp_path, mpp=None)
+    write(tmp_path / "s.geojson", collection(*TWO))
+    with pytest.raises(ResolutionError, match=r"s\.tif: .*set the option mpp_override"):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, mpp_override=0.5))
+    assert (whole(data) != 255).sum() == 3600
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mpp": 0.0},
+        {"mpp_override": float("nan")},
+        {"patch_px": 0},
+        {"stride_px": 0},
+        {"min_labelled": 1.5},
+        {"classes": (QuPathClass("A", (0, 0, 0)), QuPathClass("B", (0, 0, 0), qupath=("A",)))},
+        {"classes": (QuPathClass("A", (0, 0, 0)),), "background": "B"},
+        {"classes": (QuPathClass("A", (0, 0, 0)),), "ignore": ("A",)},
+    ],
+)
+def test_options_that_cannot_be(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        QuPathConfig(**change)
+
+
+def test_a_slide_is_closed_after_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide(tmp_path)
+    write(tmp_path / "s.geojson", collection(*TWO))
+    closed = []
+    real = Slide.close
+    monkeypatch.setattr(Slide, "close", lambda self: (closed.append(1), real(self)))
+    data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    assert len(closed) == 1
+    for i in range(len(data)):
+        data[i]
+    assert len(closed) == 1 + len(data)
+
+
+def test_the_example_writes_what_can_be_read(tmp_path: Path) -> None:
+    path = Path(__file__).resolve().parents[2] / "examples" / "correct_and_retrain.py"
+    example = runpy.run_path(str(path))
+    slide(tmp_path, "colon.tif", mpp=1.0, size=Size(700, 500))
+    predicted = [
+        feature("Gland", rectangle(250, 150, 300, 300)),
+        feature("Other tissue", rectangle(100, 20, 500, 470)),
+    ]
+    write(tmp_path / "first.json", collection(*predicted))
+    example["correct"](tmp_path / "first.json", tmp_path / "colon.geojson")
+    data = QuPathDataset(tmp_path, "train", QuPathConfig(mpp=1.0, patch_px=700))
+    assert data.classes.names == ("Gland", "Stroma")
+    mask = data.mask(0)
+    assert [mask[y, x] for y, x in ((150, 258), (161, 422), (290, 360))] == [0, 0, 0]
+    assert [mask[y, x] for y, x in ((400, 500), (225, 500), (10, 10))] == [1, 1, 255]

@@ -1,0 +1,149 @@
+"""Every shipped configuration: it loads, is explained, and trains a step of its own network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.config import find_config, from_mapping, load_yaml
+from wsiseg.datasets.base import LabelledDataset, LabelledImage
+from wsiseg.datasets.table import DATASETS, dataset_mapping
+from wsiseg.errors import ConfigError
+from wsiseg.models.checkpoint import load_model
+from wsiseg.models.extractors.hipt import from_pathsegdiff
+from wsiseg.models.registry import (
+    EXTRACTORS,
+    HEADS,
+    ModelConfig,
+    build_extractor,
+    build_segmenter,
+    extractor_mapping,
+    with_options,
+)
+from wsiseg.models.zoo import MODELS
+from wsiseg.training.pretrain_config import pretrain_config
+from wsiseg.training.train import TrainConfig, train
+
+ROOT = Path(__file__).resolve().parents[1] / "configs"
+TRAIN = sorted((ROOT / "train").rglob("*.yaml"))
+SMALL = sorted((ROOT / "train" / "small").glob("*.yaml"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT).with_suffix(""))
+
+
+def test_there_are_configs() -> None:
+    known = {"pretrain", "train", "cards", "datasets"}
+    found = list(ROOT.rglob("*.yaml"))
+    assert {p.relative_to(ROOT).parts[0] for p in found} == known
+    methods = {"pathsegdiff", "pathsegdiff-null", "hipt-fcn", "res-unet", "vgg16-fcn8"}
+    assert methods <= {p.stem for p in (ROOT / "train" / "bcss").iterdir()}
+    assert methods | {"genselfdiff"} <= {p.stem for p in (ROOT / "train" / "glas").iterdir()}
+    assert {p.stem for p in SMALL} == methods | {"genselfdiff", "ddpm-mlp"}
+    for path in (ROOT / "cards").rglob("*.yaml"):
+        assert {"use", "data", "terms", "limits", "commands"} <= set(load_yaml(path))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.yaml")), ids=name_of)
+def test_it_begins_with_what_it_is(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "datasets").glob("*.yaml")), ids=name_of)
+def test_data_sets_load(path: Path) -> None:
+    assert dataset_mapping(path)["name"] in DATASETS
+    assert dataset_mapping(path.stem) == dataset_mapping(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pretrain").rglob("*.yaml")), ids=name_of)
+def test_pretraining_loads(path: Path) -> None:
+    assert pretrain_config(load_yaml(path)).sources
+
+
+def test_defaults_of_the_data_sets_are_shipped() -> None:
+    for entry in DATASETS.values():
+        assert entry.training is None or find_config(entry.training, "train").is_file()
+    with pytest.raises(ConfigError, match="nor one of the shipped ones: bcss/hipt-fcn, "):
+        find_config("bcss/none", "train")
+
+
+def extractor_of(config: TrainConfig, path: Path) -> dict[str, Any]:
+    """The full extractor's mapping: the configuration's, or the one it is made to change."""
+    own = dict(config.extractor)
+    if own.get("name") == "hipt" and len(own) == 1 and path.parent.name == "small":
+        return {"name": "hipt", **_pretrained("glas-small", "encoder")}
+    if "name" not in own:
+        small = path.parent.name == "small" or path.stem.startswith("glas-small")
+        base = _pretrained("glas-small") if small else MODELS["pathsegdiff-brca"].extractor
+        assert base is not None
+        return with_options({"name": "pathsegdiff", **base}, own)
+    if path.parent.name == "small" and own["name"] in ("genselfdiff", "ddpm"):
+        return {
+            **load_yaml(ROOT / "pretrain" / "small" / f"{own['name']}.yaml")["extractor"],
+            **own,
+        }
+    return own
+
+
+def _pretrained(name: str, part: str = "") -> dict[str, Any]:
+    whole = load_yaml(ROOT / "pretrain" / f"{name}.yaml")["extractor"]
+    return {part: whole[part]} if part else whole
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=name_of)
+def test_extractor_and_head_fit(path: Path) -> None:
+    """At full size without memory: the shapes must fit, and every key be known."""
+    config = from_mapping(TrainConfig, load_yaml(path))
+    mapping = extractor_of(config, path)
+    with torch.device("meta"):
+        extractor = build_extractor(mapping)
+        extractor.trainable(config.trainable)
+        model = ModelConfig(
+            extractor=extractor_mapping(extractor),
+            head=config.head,
+            classes=[{"name": "a", "color": [0, 0, 0]}, {"name": "b", "color": [1, 1, 1]}],
+            mpp=config.mpp or 0.5,
+            window_px=config.window_px,
+        )
+        build_segmenter(model, extractor=extractor)
+    assert mapping["name"] in EXTRACTORS
+    assert config.head["name"] in HEADS
+
+
+class Squares(LabelledDataset):
+    """Two images with a dark square."""
+
+    classes = Classes((TissueClass("a", (0, 0, 0), background=True), TissueClass("b", (1, 1, 1))))
+    mpp = 1.0
+    names = groups = ("0", "1")
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        mask = np.zeros((64, 64), np.uint8)
+        mask[8:40, 16:48] = 1
+        image = np.where(mask[..., None] > 0, 60, 220).repeat(3, axis=2).astype(np.uint8)
+        return LabelledImage(str(index), image, mask, str(index))
+
+
+@pytest.mark.parametrize("path", SMALL, ids=name_of)
+def test_small_ones_train_a_step(path: Path, tmp_path: Path) -> None:
+    config = from_mapping(TrainConfig, load_yaml(path))
+    loop = replace(config.loop, steps=1, batch_size=2)
+    cache = replace(config.feature_cache, patches=min(2, config.feature_cache.patches))
+    config = replace(config, loop=loop, feature_cache=cache, validation_share=0.0)
+    torch.manual_seed(0)
+    if path.stem == "hipt-fcn":  # as the command does: out of a PathSegDiff file
+        whole = build_extractor({"name": "pathsegdiff", **_pretrained("glas-small")})
+        extractor = from_pathsegdiff(whole)
+    else:
+        extractor = build_extractor(extractor_of(config, path))
+    written = train(config, Squares(), extractor.eval(), out=tmp_path)
+    assert load_model(written, device="cpu").info.classes.names == ("a", "b")
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert rows[1].startswith("1,")

@@ -1,0 +1,321 @@
+"""Training runs of a tiny network: resume, early end, limits, caches, processes, bad input."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.config import from_mapping
+from wsiseg.datasets.base import LabelledDataset, LabelledImage
+from wsiseg.errors import CheckpointError, ConfigError, DatasetError, OutputError, UsageError
+from wsiseg.models.base import FeatureExtractor
+from wsiseg.models.checkpoint import load_model
+from wsiseg.models.registry import build_extractor
+from wsiseg.training import feature_cache, loop
+from wsiseg.training.evaluate import Evaluation
+from wsiseg.training.head_task import HeadTask
+from wsiseg.training.start import starting_point
+from wsiseg.training.train import TrainConfig, choose_inputs, train
+
+CNN = {
+    "name": "cnn",
+    "arch": "resnet18",
+    "channels": [4, 4, 8, 8],
+    "strides": [2, 4, 8],
+    "tile_px": 32,
+}
+VIT = {
+    "name": "hipt",
+    "encoder": {"dim": 16, "depth": 1, "heads": 2, "patch_px": 16, "position_px": 32},
+    "tile_px": 32,
+}
+
+
+class Discs(LabelledDataset):
+    """Dark discs on a light ground, two images a patient."""
+
+    classes = Classes(
+        (TissueClass("ground", (200, 200, 200), background=True), TissueClass("disc", (90, 0, 90)))
+    )
+    mpp = 1.0
+
+    def __init__(self, count: int = 8) -> None:
+        self.names = tuple(f"image {i}" for i in range(count))
+        self.groups = tuple(f"patient {i // 2}" for i in range(count))
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        rng = np.random.default_rng(index)
+        y, x = np.mgrid[:48, :40]
+        disc = (y - rng.integers(14, 34)) ** 2 + (x - rng.integers(14, 26)) ** 2 < 120
+        image = np.where(disc[..., None], (110, 60, 150), (230, 180, 205)) + rng.normal(
+            0, 5, (48, 40, 3)
+        )
+        return LabelledImage(
+            self.names[index],
+            image.clip(0, 255).astype(np.uint8),
+            disc.astype(np.uint8),
+            self.groups[index],
+            disc.astype(np.int32),
+        )
+
+
+def config(**changes: Any) -> TrainConfig:
+    loop = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "warmup_steps": 1}
+    loop |= {"log_every": 2, "save_every": 2}
+    data = {
+        "extractor": CNN,
+        "head": {"name": "unet", "widths": [8, 8, 8]},
+        "trainable": "all",
+        "mpp": 1.0,
+        "window_px": 32,
+        "patch_tiles": [1, 1],
+        "validation_share": 0.25,
+        "validate_every": 2,
+        "loop": {**loop, **changes.pop("loop", {})},
+        **changes,
+    }
+    return from_mapping(TrainConfig, data)
+
+
+def frozen(**changes: Any) -> TrainConfig:
+    head = {"name": "fcn", "widths": [8, 8, 8]}
+    return config(extractor=VIT, head=head, trainable="none", **changes)
+
+
+def network(run: TrainConfig) -> FeatureExtractor:
+    torch.manual_seed(run.seed)
+    return build_extractor(run.extractor)
+
+
+def fit(run: TrainConfig, out: Path, **options: Any) -> Path:
+    return train(run, options.pop("data", Discs()), network(run), out=out, **options)
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def interrupt(run: TrainConfig, out: Path, *, after: int) -> None:
+    """Leave what a kill after step `after` would leave."""
+    save = loop._save
+
+    def stop(path: Path, task: Any, optimiser: Any, step: int) -> None:
+        save(path, task, optimiser, step)
+        if step == after:
+            raise KeyboardInterrupt
+
+    loop._save = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(run, out)
+    finally:
+        loop._save = save
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loop": {"accumulate": 2}},
+        {"head": {"name": "pixel_mlp", "members": 2, "widths": [8, 4], "pixels": 64}},
+        {"loss": {"cross_entropy": 0.0, "focal": 1.0, "structure": 1.0}},
+        {"augment": {"hed_gain": 0.1, "blur_px": 1.0, "brightness": 0.1}},
+    ],
+    ids=["plain", "accumulated", "ensemble", "other losses", "colours"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(changes: dict[str, Any], tmp_path: Path) -> None:
+    whole = fit(config(**changes), tmp_path / "whole")
+    interrupt(config(**changes), tmp_path / "half", after=4)
+    half = fit(config(**changes), tmp_path / "half", resume=True)
+    assert same(whole, half)
+    assert same(whole.with_name("last.safetensors"), half.with_name("last.safetensors"))
+    assert (tmp_path / "whole" / "validation.csv").read_text() == (
+        tmp_path / "half" / "validation.csv"
+    ).read_text()
+
+
+def test_a_run_leaves_its_logs_and_pictures(tmp_path: Path) -> None:
+    fit(config(), tmp_path)
+    with (tmp_path / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
+    with (tmp_path / "validation.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 300
+    assert len(list((tmp_path / "panels").glob("*.png"))) == 2
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    """With a head and losses that treat pixels one by one, 2 x 4 patches are 8 patches."""
+    still = {"augment": {"scale": [1.0, 1.0], "stain_gain": 0.0, "stain_shift": 0.0}}
+    base = {"steps": 1, "clip_norm": 0.0, "learning_rate": 0.1}
+    plain = {"head": {"name": "unet", "widths": [8, 8, 8]}, "extractor": CNN, **still}
+    few = config(**plain, loop={**base, "batch_size": 2, "accumulate": 2})
+    many = config(**plain, loop={**base, "batch_size": 4})
+    for i, run in enumerate((few, many)):
+        fit(run, tmp_path / str(i))
+    # batch norm sees other batches, so the weights differ a little but not the direction
+    first, second = (load_file(tmp_path / str(i) / "last.safetensors") for i in (0, 1))
+    start = {f"extractor.{k}": v for k, v in network(few).state_dict().items()}
+    name = "extractor.net.layer1.0.conv1.weight"
+    moved = [(w[name].float() - start[name]).flatten() for w in (first, second)]
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.5
+
+
+def test_training_ends_when_nothing_gets_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = frozen(patience=2, loop={"steps": 40})
+    pixel = {"accuracy": 0.5, "dice": 0.5, "miou": 0.4}
+    monkeypatch.setattr(HeadTask, "validate", lambda _: Evaluation(pixel, {}))
+    path = fit(run, tmp_path)
+    rows = (tmp_path / "validation.csv").read_text().splitlines()
+    assert [r.split(",")[0] for r in rows[1:]] == ["2", "4", "6"]
+    before = path.stat().st_mtime_ns
+    fit(run, tmp_path, resume=True)  # complete: nothing is trained, the model is written again
+    assert (tmp_path / "validation.csv").read_text().splitlines() == rows
+    assert path.stat().st_mtime_ns > before
+
+
+def test_limit_draws_training_images_only() -> None:
+    data = Discs(20)
+    whole, few = choose_inputs(config(), data), choose_inputs(config(limit=3), data)
+    assert whole.validation == few.validation
+    assert len(few.training) == 3
+    assert set(few.training) < set(whole.training)
+    assert choose_inputs(config(limit=3, seed=1), data).training != few.training
+    with pytest.raises(DatasetError, match=r"limit 30: only 1[0-9] images"):
+        choose_inputs(config(limit=30), data)
+
+
+def test_a_class_without_pixels_is_an_error() -> None:
+    data = Discs()
+    data.classes = Classes((*Discs.classes, TissueClass("necrosis", (1, 1, 1))))
+    with pytest.raises(DatasetError, match="no pixel of class 'necrosis' in the 6 training"):
+        choose_inputs(config(), data)
+    weights = choose_inputs(
+        config(allow_empty_classes=True, loss={"class_weights": "frequency"}), data
+    ).weights
+    assert weights is not None
+    assert weights[2] == 1
+    assert weights[0] + weights[1] == pytest.approx(1)
+
+
+def test_kept_features_change_nothing_but_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = {"feature_cache": {"patches": 8, "limit_gb": 1.0}}
+    run = frozen(**cached)
+    first = fit(run, tmp_path / "a")
+    kept = list((tmp_path / "a" / "features").rglob("*.safetensors"))
+    assert len(kept) == 8
+    # the same with no room for any: every patch is computed each time
+    monkeypatch.setattr(feature_cache.FeatureCache, "put", lambda *_: None)
+    second = fit(run, tmp_path / "b")
+    assert same(first, second)
+    assert not list((tmp_path / "b" / "features").rglob("*.safetensors"))
+    with pytest.raises(ConfigError, match="only for a frozen extractor"):
+        config(**cached)
+
+
+def test_the_feature_cache_is_bounded(tmp_path: Path) -> None:
+    run = frozen(feature_cache={"patches": 8, "limit_gb": 5e-7})
+    fit(run, tmp_path)
+    kept = list((tmp_path / "features").rglob("*.safetensors"))
+    one = 16 * 2 * 2 * 2  # 16 channels of 2 x 2 tokens in half precision
+    assert 0 < len(kept) < 8
+    assert len(kept) * one <= 500
+
+
+def test_a_frozen_network_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="its weights are random and would stay so"):
+        starting_point(frozen(), None, device="cpu")
+    with pytest.raises(UsageError, match="--with-head: give the model"):
+        starting_point(config(), None, with_head=True, device="cpu")
+    with pytest.raises(CheckpointError, match="pathsegdiff-brca"):
+        starting_point(config(extractor={}), None, device="cpu")
+    start = starting_point(config(), None, device="cpu")
+    assert start.origin == {"initial": "random"}
+    assert isinstance(start.model, FeatureExtractor)
+    path = fit(config(loop={"steps": 1}), tmp_path)
+    with pytest.raises(ConfigError, match="holds the extractor cnn, not hipt"):
+        starting_point(frozen(), str(path), device="cpu")
+    other = config(extractor={**CNN, "channels": [4, 4, 8, 16]})
+    with pytest.raises(ConfigError, match=r"extractor\.channels: cannot be changed"):
+        starting_point(other, str(path), device="cpu")
+
+
+def test_the_resolution_is_that_of_the_extractor(tmp_path: Path) -> None:
+    assert starting_point(config(mpp=None), None, device="cpu").config.mpp == 0.5
+    path = str(fit(config(mpp=2.0, loop={"steps": 1}), tmp_path))
+    assert starting_point(config(mpp=None), path, device="cpu").config.mpp == 2.0
+    with pytest.warns(UserWarning, match="mpp 1: the extractor was made for 2 um per pixel"):
+        assert starting_point(config(mpp=1.0), path, device="cpu").config.mpp == 1.0
+    with pytest.raises(ConfigError, match="mpp: give the micrometres"):
+        fit(config(mpp=None), tmp_path / "b")
+
+
+def test_a_full_disk_leaves_the_last_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(config(), tmp_path, after=2)
+    good = (tmp_path / "state.pt").read_bytes()
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1 vs 0")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(OutputError):
+            fit(config(), tmp_path, resume=True)
+    assert (tmp_path / "state.pt").read_bytes() == good
+    assert not list(tmp_path.glob("*.part*"))
+    fit(config(), tmp_path, resume=True)
+
+
+def test_resize_and_stain_are_in_the_checkpoint(tmp_path: Path) -> None:
+    path = fit(config(resize_px=64, normalise="macenko", loop={"steps": 1}), tmp_path)
+    info = load_model(path, device="cpu").info
+    assert info.resize_px == 64
+    assert info.stain_target is not None
+
+
+SCRIPT = """
+import sys, json
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+from test_runs import config, fit
+run = config(loop={{"clip_norm": 0.0}}, augment={{"stain_gain": 0.0, "stain_shift": 0.0}})
+fit(run, Path({out!r}))
+"""
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), out=str(tmp_path / "two")))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launch, "--num_machines", "1", "--mixed_precision", "no", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = load_model(tmp_path / "two" / "model.safetensors", device="cpu")
+    assert model.info.classes.names == ("ground", "disc")
+    with (tmp_path / "two" / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]

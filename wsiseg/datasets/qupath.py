@@ -1,0 +1,203 @@
+"""Slides with annotations exported from QuPath as patches with masks. Knows no networks.
+
+A folder holds slides, and beside them or in `annotations/` a GeoJSON file of the same name for
+those that are annotated (SLIDE.svs, SLIDE.geojson or SLIDE.geojson.gz). Annotated areas become
+labels at the resolution wanted; where nothing is annotated, 255. The frame is that of the files
+that `wsiseg predict` writes and of QuPath, so a prediction corrected in QuPath comes back to the
+same pixels.
+
+Where annotations lie on one another the smaller is on top, as in QuPath; of equal ones the later
+in the file. A pixel is in an annotation where its centre is (see `wsiseg.datasets.rasterise`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.classes import IGNORE, Classes
+from wsiseg.datasets.annotations import Annotation, Rings
+from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8
+from wsiseg.datasets.qupath_config import QuPathConfig, classes_of, is_region, labels_of
+from wsiseg.datasets.qupath_files import AnnotatedSlide, part_of, read_folder
+from wsiseg.datasets.rasterise import edges_of, fill
+from wsiseg.errors import DatasetError, ResolutionError
+from wsiseg.geometry import Box, Grid
+from wsiseg.slides.slide import Slide, open_slide
+
+
+class _Shape(NamedTuple):
+    """One polygon on a slide's grid.
+
+    Attributes:
+        value: label of its pixels.
+        edges: see `edges_of`.
+        box: the pixels that it can touch.
+        order: shapes are painted in the order of this.
+    """
+
+    value: int
+    edges: npt.NDArray[np.float64]
+    box: Box
+    order: tuple[bool, float]
+
+
+class _Patch(NamedTuple):
+    slide: int
+    box: Box
+
+
+class QuPathDataset(LabelledDataset):
+    """Patches of annotated slides; a group is a slide."""
+
+    def __init__(self, root: str | Path, part: str, config: QuPathConfig | None = None) -> None:
+        """Read the annotations of a part and lay the patches.
+
+        Patches are cells of a grid over each slide in which enough is annotated; at the right
+        and lower edges they reach beyond the slide, white and unlabelled there.
+
+        Args:
+            root: the folder.
+            part: all; or train and test, where `test` of the options names slides. Without
+                that, train is all.
+            config: options; default those of QuPathConfig.
+
+        Raises:
+            UsageError: no such part.
+            DatasetError: nothing is annotated, a GeoJSON file is damaged, has no slide or does
+                not fit it, or holds classes that the options do not name.
+            SlideError: a slide that cannot be opened or does not state its resolution.
+        """
+        self.config = config = config or QuPathConfig()
+        root = Path(root)
+        everything = read_folder(root, config)
+        self.classes = classes_of(config, [(s.geojson, s.annotations) for s in everything])
+        self.slides = part_of(root, everything, part, config)
+        self.measuring = part == "test"
+        self.mpp = config.mpp
+        self._grids = [self._grid(s) for s in self.slides]
+        self._shapes = [
+            _shapes(slide, grid, config, self.classes)
+            for slide, grid in zip(self.slides, self._grids, strict=True)
+        ]
+        self._patches = [p for i in range(len(self.slides)) for p in self._lay(i)]
+        if not self._patches:
+            raise DatasetError(
+                f"{root}: no patch of {config.patch_px} px at {config.mpp:g} um/px has "
+                f"{config.min_labelled:.2%} of it annotated; lower min_labelled"
+            )
+        stems = [self.slides[p.slide].stem for p in self._patches]
+        self.groups = tuple(stems)
+        self.names = tuple(
+            f"{stem}_x{p.box.x}_y{p.box.y}" for stem, p in zip(stems, self._patches, strict=True)
+        )
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        i, box = self._patches[index]
+        with self._open(self.slides[i]) as slide:
+            image = slide.read(box, self._grids[i])
+        return LabelledImage(self.names[index], image, self.mask(index), self.groups[index])
+
+    def mask(self, index: int) -> UInt8:
+        """(patch_px, patch_px) mask of a patch, without reading the slide."""
+        return self._paint(*self._patches[index])
+
+    @property
+    def files(self) -> tuple[int, ...]:
+        """Number of the slide of each patch."""
+        return tuple(p.slide for p in self._patches)
+
+    def _open(self, item: AnnotatedSlide) -> Slide:
+        """The slide; opened for each patch, so that any process and thread may read patches."""
+        crop = self.config.coords == "qupath"
+        try:
+            return open_slide(item.slide, mpp=self.config.mpp_override, crop_to_bounds=crop)
+        except ResolutionError as e:
+            reason = str(e).partition(";")[0]
+            raise ResolutionError(f"{reason}; set the option mpp_override") from e
+
+    def _grid(self, item: AnnotatedSlide) -> Grid:
+        with self._open(item) as slide:
+            return slide.grid(self.mpp)
+
+    def _lay(self, i: int) -> list[_Patch]:
+        """The patches of a slide with enough labelled pixels, row by row."""
+        side, stride = self.config.patch_px, self.config.stride_px or self.config.patch_px
+        columns, rows = (max(0, -(-(n - side) // stride)) + 1 for n in self._grids[i].size)
+        places: set[tuple[int, int]] = set()
+        for shape in self._shapes[i]:
+            if shape.value != IGNORE:
+                xs = _cells(shape.box.x, shape.box.right, side, stride)
+                ys = _cells(shape.box.y, shape.box.bottom, side, stride)
+                places |= {(y, x) for y in ys if y < rows for x in xs if x < columns}
+        boxes = [Box(x * stride, y * stride, side, side) for y, x in sorted(places)]
+        least = max(1.0, self.config.min_labelled * side * side)
+        return [_Patch(i, b) for b in boxes if np.sum(self._paint(i, b) != IGNORE) >= least]
+
+    def _paint(self, i: int, box: Box) -> UInt8:
+        """(h, w) labels of a box of a slide's grid."""
+        mask = np.full((box.height, box.width), IGNORE, np.uint8)
+        seen = box.intersection(self._grids[i].box)
+        for shape in self._shapes[i]:
+            part = shape.box.intersection(seen)
+            if not part.is_empty():
+                place = Box(part.x - box.x, part.y - box.y, part.width, part.height)
+                mask[place.slices][fill(shape.edges, part)] = shape.value
+        return mask
+
+
+def _cells(start: int, stop: int, side: int, stride: int) -> range:
+    """Numbers of the patches along an axis that meet the pixels from start to stop."""
+    return range(max(0, (start - side) // stride + 1), max(0, -(-stop // stride)))
+
+
+def _shapes(
+    slide: AnnotatedSlide, grid: Grid, config: QuPathConfig, classes: Classes
+) -> list[_Shape]:
+    """The polygons of a slide on its grid, in the order in which they are painted."""
+    labels = labels_of(config, classes)
+    shapes = []
+    for annotation in slide.annotations:
+        region = is_region(config, annotation)
+        value = labels.get(annotation.class_name, IGNORE)  # not named: ends in '*'
+        if region:
+            if config.background is None:
+                continue
+            value = classes.names.index(config.background)
+        for rings in annotation.polygons:
+            _check_place(slide, grid, annotation, rings)
+            shapes.append(_shape(rings, grid, value, region))
+    return sorted(shapes, key=lambda s: s.order)
+
+
+def _shape(rings: Rings, grid: Grid, value: int, region: bool) -> _Shape:
+    """A polygon on a grid: regions are painted first, then the larger before the smaller."""
+    scaled = [ring / np.asarray(grid.downsample) for ring in rings]
+    low, high = np.floor(scaled[0].min(0)).astype(int), np.ceil(scaled[0].max(0)).astype(int)
+    box = Box(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
+    areas = [_area(ring) for ring in scaled]
+    return _Shape(value, edges_of(scaled), box, (not region, -(areas[0] - sum(areas[1:]))))
+
+
+def _area(ring: npt.NDArray[np.float64]) -> float:
+    x, y = ring.T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def _check_place(slide: AnnotatedSlide, grid: Grid, annotation: Annotation, rings: Rings) -> None:
+    """Refuse a polygon that is not on the slide, or reaches farther out than the slide is long."""
+    width, height = grid.level0
+    reach = max(width, height)
+    for ring in rings:
+        (left, top), (right, bottom) = np.min(ring, axis=0), np.max(ring, axis=0)
+        beside = right <= 0 or bottom <= 0 or left >= width or top >= height
+        far = min(left, top) < -reach or right > width + reach or bottom > height + reach
+        if beside or far:
+            raise DatasetError(
+                f"{slide.geojson}: feature {annotation.number} ({annotation.class_name}) lies "
+                f"outside the slide {slide.slide.name} ({width} x {height} px); is it of another "
+                "slide, or in the other frame (option coords)?"
+            )

@@ -1,0 +1,147 @@
+"""A segmenter as a task of the loop: its losses on patches, its validation, its best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wsiseg.atomic import staged
+from wsiseg.datasets.augment import stain_jitter
+from wsiseg.datasets.base import LabelledDataset
+from wsiseg.models.base import Features, to_tensor
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.training.evaluate import Evaluation, evaluate
+from wsiseg.training.feature_cache import FeatureCache
+from wsiseg.training.loop import Outcome
+from wsiseg.training.losses import segmentation_loss, thin_background
+from wsiseg.training.patches import Batch
+from wsiseg.training.train_config import TrainConfig
+
+
+class Inputs(NamedTuple):
+    """What a run trains with.
+
+    Attributes:
+        dataset: labelled images.
+        training: indices to train on.
+        validation: indices that choose the best weights; may be empty.
+        weights: (C,) class weights of the loss, or None.
+    """
+
+    dataset: LabelledDataset
+    training: Sequence[int]
+    validation: Sequence[int]
+    weights: Tensor | None = None
+
+
+class HeadTask:
+    """Head, and extractor as far as wanted, on patches; validates and keeps the best weights."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        config: TrainConfig,
+        inputs: Inputs,
+        *,
+        run: Path,
+        writes: bool = True,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        """A task whose files go to `run`, if this is the process that writes."""
+        self.segmenter, self.config, self.inputs = segmenter, config, inputs
+        self.run, self.writes, self.cache = run, writes, cache
+        self.dataset = inputs.dataset
+        segmenter.extractor.requires_grad_(False)
+        self.tuned = segmenter.extractor.trainable(config.trainable)
+        for parameter in (*segmenter.head.parameters(), *self.tuned):
+            parameter.requires_grad_(True)
+        self.module = nn.ModuleDict({"head": segmenter.head})
+        if self.tuned:
+            self.module["extractor"] = segmenter.extractor
+        self.module.register_buffer("best", torch.tensor(-1.0))
+        self.module.register_buffer("stale", torch.tensor(0))
+        weights = None if inputs.weights is None else inputs.weights.to(segmenter.device)
+        self.criterion = partial(segmentation_loss, config=config.loss, weights=weights)
+        self.background = [k for k, c in enumerate(self.dataset.classes) if c.background]
+        batch = config.loop.batch_size * config.loop.accumulate
+        self.epoch_steps = max(1, -(-len(inputs.training) // batch))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are optimised."""
+        return [*self.segmenter.head.parameters(), *self.tuned]
+
+    def losses(self, batch: Batch, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """The segmentation loss of a batch of patches; the noise is seeded by the step."""
+        self.segmenter.extractor.train(bool(self.tuned) and self.config.trainable == "all")
+        self.segmenter.head.train()
+        features = (
+            self._features(batch, self.config.seed + step, generator)
+            if self.cache is None
+            else self._kept_features(batch, self.cache)
+        )
+        target = torch.from_numpy(batch.masks).long()
+        share = self.config.loss.keep_background
+        target = thin_background(target, self.background, share, generator)
+        target = target.to(self.segmenter.device)
+        return {"loss": self.segmenter.head.loss(features, target, self.criterion)}
+
+    def _features(self, batch: Batch, seed: int, generator: torch.Generator) -> Features:
+        images = to_tensor(batch.images, device=self.segmenter.device)
+        images = stain_jitter(images, self.config.augment, generator)
+        with torch.set_grad_enabled(bool(self.tuned)):
+            return self.segmenter.features(images, batch.places, seed)
+
+    def _kept_features(self, batch: Batch, cache: FeatureCache) -> Features:
+        """Features of the patches, each from the cache or computed by itself and kept."""
+        found = []
+        for i, number in enumerate(batch.numbers):
+            features = cache.get(number)
+            if features is None:
+                one = Batch(
+                    (number,), batch.images[i : i + 1], batch.masks[i : i + 1], [batch.places[i]]
+                )
+                generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+                maps = self._features(one, self.config.seed + number, generator)
+                features = tuple(m[0].to(torch.float16) for m in maps)
+                cache.put(number, features)
+            found.append(features)
+        device = self.segmenter.device
+        return tuple(
+            torch.stack([f.float() for f in maps]).to(device) for maps in zip(*found, strict=True)
+        )
+
+    def after_step(self, step: int) -> Outcome | None:
+        """Validate now and then and keep the weights that did best; stop after `patience`."""
+        last = step + 1 == self.config.loop.steps
+        every = self.config.validate_every or self.epoch_steps
+        if not self.writes or not (last or (step + 1) % every == 0):
+            return None
+        if not self.inputs.validation:
+            if last:
+                self._keep(-1.0)
+            return None
+        result = self.validate()
+        dice = float(result.pixel["dice"])
+        stale: Any = self.module.stale
+        if dice > float(self.module.best):  # type: ignore[arg-type]
+            stale.zero_()
+            self._keep(dice)
+        else:
+            stale.add_(1)
+        stop = bool(self.config.patience) and int(stale) >= self.config.patience
+        return Outcome({n: result.pixel[n] for n in ("accuracy", "dice", "miou")}, stop)
+
+    def validate(self) -> Evaluation:
+        """Metrics on the validation images."""
+        self.segmenter.eval()
+        return evaluate(self.segmenter, self.dataset, indices=self.inputs.validation)
+
+    def _keep(self, dice: float) -> None:
+        self.module.best.fill_(dice)  # type: ignore[operator]
+        with staged(self.run / "best.pt", also=(RuntimeError,)) as (temporary,):
+            torch.save(self.module.state_dict(), temporary)

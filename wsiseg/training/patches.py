@@ -1,0 +1,184 @@
+"""Numbered training patches of a labelled data set, made ahead in threads. Knows no networks.
+
+Patch k is a function of (seed, k) alone, so a run that is resumed, or shared by several
+processes, sees what an uninterrupted one would.
+
+Memory bound: of the images, as they are at the training resolution, at most `cache_mb` are held;
+the rest is read again when its turn comes. Images of one file are taken close to one another.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
+from wsiseg.datasets.base import LabelledDataset
+from wsiseg.geometry import Point
+
+UInt8 = npt.NDArray[np.uint8]
+FILES_AT_ONCE = 16
+"""Files whose images are mixed with one another in an epoch's order."""
+AHEAD = 3
+"""Batches that are made before they are asked for."""
+
+
+class Batch(NamedTuple):
+    """Patches to train on.
+
+    Attributes:
+        numbers: the patches' numbers.
+        images: (B, H, W, 3) uint8.
+        masks: (B, H, W) uint8 classes, 255 = ignore.
+        places: where in the world of the noise each patch lies.
+    """
+
+    numbers: tuple[int, ...]
+    images: UInt8
+    masks: UInt8
+    places: list[Point]
+
+
+class ImageStore:
+    """Images and masks of a data set as training sees them, the latest ones kept in memory."""
+
+    def __init__(
+        self,
+        dataset: LabelledDataset,
+        prepare: Callable[[UInt8, UInt8], tuple[UInt8, UInt8]],
+        *,
+        limit_bytes: int,
+    ) -> None:
+        """`prepare` brings an image and its mask to the training resolution and stain.
+
+        `held_bytes` says how much is kept.
+        """
+        self._dataset, self._prepare, self._limit = dataset, prepare, limit_bytes
+        self._kept: OrderedDict[int, tuple[UInt8, UInt8]] = OrderedDict()
+        self.held_bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, index: int) -> tuple[UInt8, UInt8]:
+        """Image (H, W, 3) and mask (H, W)."""
+        with self._lock:
+            if index in self._kept:
+                self._kept.move_to_end(index)
+                return self._kept[index]
+        item = self._dataset[index]
+        pair = self._prepare(item.image, item.mask)
+        with self._lock:
+            if index not in self._kept:
+                self._kept[index] = pair
+                self.held_bytes += pair[0].nbytes + pair[1].nbytes
+            while self.held_bytes > self._limit and len(self._kept) > 1:
+                _, old = self._kept.popitem(last=False)
+                self.held_bytes -= old[0].nbytes + old[1].nbytes
+        return pair
+
+
+def to_resolution(
+    image: UInt8, mask: UInt8, *, ratio: float, resize_px: int | None
+) -> tuple[UInt8, UInt8]:
+    """Image and mask scaled by `ratio`, or stretched to a square of `resize_px`."""
+    if resize_px is None:
+        return at_mpp(image, mask, ratio)
+    size = (resize_px, resize_px)
+    labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+    return stretch(image, resize_px), np.asarray(labels)
+
+
+def stretch(image: UInt8, side_px: int) -> UInt8:
+    """An image (H, W, 3) stretched to a square, bicubically (shrinking is filtered by Pillow)."""
+    size = (side_px, side_px)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+class Patches:
+    """The endless sequence of augmented patches of some images."""
+
+    def __init__(
+        self,
+        store: ImageStore,
+        indices: Sequence[int],
+        files: Sequence[int],
+        *,
+        size_px: tuple[int, int],
+        augment: AugmentConfig,
+        seed: int,
+    ) -> None:
+        """Patches of the images `indices`, whose `files` are those of the whole data set.
+
+        `size_px` is (height, width) of a patch.
+        """
+        self.store, self.size_px, self.augment, self.seed = store, size_px, augment, seed
+        self._blocks = _blocks(indices, files)
+        self._count = len(indices)
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+
+    def patch(self, number: int) -> tuple[UInt8, UInt8, Point]:
+        """Image, mask and place of a patch."""
+        epoch, position = divmod(number, self._count)
+        rng = np.random.default_rng((self.seed, 2, number))
+        image, mask = self.store.get(int(self.order(epoch)[position]))
+        patch, target = random_patch(image, mask, self.size_px, rng=rng, config=self.augment)
+        return patch, target, Point(int(rng.integers(1 << 16)), int(rng.integers(1 << 16)))
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The images of an epoch: all of them, once, mixed within blocks of files."""
+        kept = self._orders.get(epoch)
+        if kept is None:
+            rng = np.random.default_rng((self.seed, 1, epoch))
+            files = [self._blocks[int(i)] for i in rng.permutation(len(self._blocks))]
+            span = len(files) if all(len(f) == 1 for f in files) else FILES_AT_ONCE
+            starts = range(0, len(files), span)
+            kept = np.concatenate(
+                [rng.permutation(np.concatenate(files[i : i + span])) for i in starts]
+            )
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = kept
+        return kept
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The patches of these numbers."""
+        images, masks, places = zip(*(self.patch(n) for n in numbers), strict=True)
+        return Batch(tuple(numbers), np.stack(images), np.stack(masks), list(places))
+
+    def batches(
+        self, size: int, *, start: int = 0, share: tuple[int, int] = (0, 1), pool: int = 0
+    ) -> Iterator[Batch]:
+        """Batches start, start + 1, ..., made ahead in two threads.
+
+        Args:
+            size: patches of a batch.
+            start: number of the first batch.
+            share: (process, processes): which of each batch's patches to give.
+            pool: 0, or after how many patches the sequence begins again.
+        """
+
+        def make(batch: int) -> Batch:
+            numbers = range(batch * size, (batch + 1) * size)[share[0] :: share[1]]
+            return self.batch([n % pool if pool else n for n in numbers])
+
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="patches") as workers:
+            waiting = deque(workers.submit(make, n) for n in range(start, start + AHEAD))
+            number = start + AHEAD
+            while True:
+                batch = waiting.popleft().result()
+                waiting.append(workers.submit(make, number))
+                number += 1
+                yield batch
+
+
+def _blocks(indices: Sequence[int], files: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+    """The indices, those of one file together."""
+    found: dict[int, list[int]] = {}
+    for i in indices:
+        found.setdefault(files[i], []).append(i)
+    return [np.asarray(block, np.int64) for block in found.values()]

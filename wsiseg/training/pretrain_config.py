@@ -1,0 +1,167 @@
+"""Configurations of the pretraining: PathSegDiff's three stages, or a pixel-space denoiser.
+
+Which of the two a mapping is shows in its extractor: pixel-space networks are named. Knows no
+loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from wsiseg.config import from_mapping
+from wsiseg.datasets.augment import AugmentConfig, check_scale
+from wsiseg.errors import ConfigError, UsageError
+from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig
+from wsiseg.models.registry import EXTRACTORS, resolve
+from wsiseg.training.dino import DinoConfig
+from wsiseg.training.latent import AutoencoderConfig, DenoiserConfig
+from wsiseg.training.loop import LoopConfig
+from wsiseg.training.pixel_ddpm import PixelDDPMConfig
+from wsiseg.training.tiles import SourceConfig
+
+Stage = Literal["encoder", "autoencoder", "ldm", "ddpm"]
+PIXEL_NETWORKS = ("genselfdiff", "ddpm")
+"""Names of the extractors that predict noise in pixel space."""
+
+
+@dataclass(frozen=True)
+class EncoderStage:
+    """The self-supervised encoder."""
+
+    crop_px: int = 160
+    """Side of the crop that global and local views are cut from."""
+    dino: DinoConfig = DinoConfig()
+    """Self-distillation."""
+    loop: LoopConfig = LoopConfig()
+    """Optimisation."""
+
+
+@dataclass(frozen=True)
+class AutoencoderStage:
+    """The first stage."""
+
+    crop_px: int = 128
+    """Side of a crop."""
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    """Losses."""
+    loop: LoopConfig = LoopConfig()
+    """Optimisation."""
+
+
+@dataclass(frozen=True)
+class DenoiserStage:
+    """The conditioned denoiser."""
+
+    crop_px: int = 256
+    """Side of a crop."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    """Losses."""
+    loop: LoopConfig = LoopConfig()
+    """Optimisation."""
+
+
+@dataclass(frozen=True)
+class CommonConfig:
+    """What every pretraining has."""
+
+    stages: ClassVar[tuple[Stage, ...]]
+    """The stages in their order."""
+    extractor: Any
+    """The architecture."""
+    sources: tuple[SourceConfig, ...]
+    """Unlabelled tissue."""
+    mpp: float = 0.5
+    """Micrometres per pixel to pretrain at."""
+    licence: str = "unknown"
+    """Terms of the weights, which follow from the sources'."""
+    seed: int = 0
+    """Seed of weights, crops and noise."""
+    scale: tuple[float, float] = (0.75, 1.33)
+    """Range of the crops' magnification."""
+    augment: AugmentConfig = AugmentConfig()
+    """Stain variation."""
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale, "scale")
+        if not self.sources or not self.mpp > 0 or self.seed < 0:
+            raise ConfigError("give at least one source, an mpp above 0 and a seed from 0")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(CommonConfig):
+    """Configuration of PathSegDiff's three stages."""
+
+    stages = ("encoder", "autoencoder", "ldm")
+    extractor: PathSegDiffConfig
+    """The architecture."""
+    encoder: EncoderStage = EncoderStage()
+    """First stage of the pretraining."""
+    autoencoder: AutoencoderStage = AutoencoderStage()
+    """Second stage."""
+    ldm: DenoiserStage = DenoiserStage()
+    """Third stage."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        patch, factor = self.extractor.encoder.patch_px, self.extractor.first_stage.factor
+        for name, side, unit in (
+            ("encoder.dino.global_px", self.encoder.dino.global_px, patch),
+            ("encoder.dino.local_px", self.encoder.dino.local_px, patch),
+            ("autoencoder.crop_px", self.autoencoder.crop_px, factor),
+            ("ldm.crop_px", self.ldm.crop_px, factor * 8),
+            ("ldm.crop_px", self.ldm.crop_px, patch),
+        ):
+            if side < unit or side % unit:
+                raise ConfigError(f"{name} {side}: must be a multiple of {unit}")
+
+
+@dataclass(frozen=True)
+class PixelPretrainConfig(CommonConfig):
+    """Configuration of a pixel-space denoiser's one stage; `extractor` is {name, ...its keys}."""
+
+    stages = ("ddpm",)
+    crop_px: int = 256
+    """Side of a crop."""
+    ddpm: PixelDDPMConfig = PixelDDPMConfig()
+    """Losses."""
+    loop: LoopConfig = LoopConfig()
+    """Optimisation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        table = {name: EXTRACTORS[name] for name in PIXEL_NETWORKS}
+        object.__setattr__(self, "extractor", resolve(self.extractor, table, "extractor"))
+        try:
+            resolve({**self.extractor, "tile_px": self.crop_px}, table, "extractor")
+        except ConfigError as e:
+            raise ConfigError(f"crop_px {self.crop_px}: does not fit the network ({e})") from e
+
+
+def pretrain_config(data: Mapping[str, Any]) -> PretrainConfig | PixelPretrainConfig:
+    """The configuration of a mapping, of the kind that its extractor shows.
+
+    An extractor with a `name` is a pixel-space denoiser, one without is PathSegDiff.
+
+    Raises:
+        ConfigError: unknown or missing keys, values of the wrong type or out of range.
+    """
+    extractor = data.get("extractor")
+    named = isinstance(extractor, Mapping) and "name" in extractor
+    return from_mapping(PixelPretrainConfig, data) if named else from_mapping(PretrainConfig, data)
+
+
+def chosen_stages(config: CommonConfig, names: Sequence[str]) -> tuple[Stage, ...]:
+    """The stages named, in their order; all of the configuration's if none is named.
+
+    Raises:
+        UsageError: a stage that the configuration has not.
+    """
+    for name in names:
+        if name not in config.stages:
+            raise UsageError(
+                f"stage {name}: the configuration has no such stage; it has "
+                f"{', '.join(config.stages)}"
+            )
+    return tuple(s for s in config.stages if not names or s in names)

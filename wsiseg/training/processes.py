@@ -1,0 +1,68 @@
+"""The processes that train one model together. Knows no tasks.
+
+Started by `accelerate launch -m wsiseg.cli train ...`, each process computes its share of every
+batch and the gradients are averaged, so the weights stay equal in all of them; the first one
+writes. Without a launcher there is one process and nothing to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class Processes:
+    """This process among those of the run.
+
+    Attributes:
+        index: 0 for the one that writes.
+        count: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.index, self.count = 0, 1
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=not torch.cuda.is_available())
+            self.index, self.count = state.process_index, state.num_processes
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and lines."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes."""
+        if self.count == 1:
+            return
+        from accelerate.utils import reduce
+
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.copy_(reduce(parameter.grad, reduction="mean"))
+
+    def agree(self, flag: bool, device: torch.device) -> bool:
+        """What the first process says."""
+        if self.count == 1:
+            return flag
+        from accelerate.utils import broadcast
+
+        return bool(broadcast(torch.tensor(int(flag), device=device)).item())
+
+
+def device_of_process(name: str) -> str:
+    """The device of this process: with several of them and `auto`, each takes its own GPU."""
+    rank = os.environ.get("LOCAL_RANK")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"cuda:{rank}" if several and name == "auto" and torch.cuda.is_available() else name

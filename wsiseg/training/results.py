@@ -1,0 +1,138 @@
+"""The files of an evaluation: numbers, table, pictures, report. Measures nothing itself.
+
+metrics.json is written last, so that where it stands everything else does.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsiseg.atomic import staged
+from wsiseg.datasets.base import LabelledDataset
+from wsiseg.errors import OutputError
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.training.curves import draw_confusion
+from wsiseg.training.evaluate import Evaluation, Measuring, predict_item
+from wsiseg.training.panels import panel_file, write_panel
+from wsiseg.training.published import published_rows
+from wsiseg.training.report import write_report
+
+
+def claim_results(out: Path) -> None:
+    """Make the folder, see that it can be written, and take away the numbers of an earlier run.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with staged(out / "metrics.json") as (temporary,):
+        temporary.touch()
+    try:
+        (out / "metrics.json").unlink()
+    except OSError as e:
+        raise OutputError(f"{out}: cannot be written ({e.strerror or e})") from e
+
+
+def write_results(
+    out: Path,
+    result: Evaluation,
+    segmenter: Segmenter,
+    *,
+    dataset: LabelledDataset,
+    about: Mapping[str, Any],
+    panels: int,
+) -> dict[str, Any]:
+    """Write metrics.json, per_image.csv, confusion.png, panels/ and report.html.
+
+    Args:
+        out: folder of `claim_results`.
+        result: what was measured.
+        segmenter: the model, for the pictures.
+        dataset: the images.
+        about: dataset, split, fold and command, for the record.
+        panels: how many images to draw: the worst, the middle and the best.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    info, how = segmenter.info, result.how
+    report: dict[str, Any] = {
+        "model": info.name,
+        "sha256": info.sha256,
+        "licence": info.licence,
+        **about,
+        "tta": how.tta,
+        "seeds": list(how.seeds),
+        "min_object_um2": how.min_object_um2,
+        "fill_holes": how.fill_holes,
+        **result.summary(),
+    }
+    _write_table(out / "per_image.csv", result.per_image)
+    confusion = out / "confusion.png"
+    draw_confusion(confusion, np.asarray(result.pixel["confusion"]), dataset.classes)
+    drawn = _draw(out / "panels", segmenter, dataset, how, chosen(result.per_image, panels))
+    write_report(
+        out / "report.html",
+        report,
+        classes=dataset.classes,
+        rows=result.per_image,
+        images={"confusion": confusion, "panels": drawn},
+        published=published_rows(about["dataset"]["name"], about["split"]),
+    )
+    with staged(out / "metrics.json") as (temporary,):
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def chosen(rows: Mapping[str, Mapping[str, float]], count: int) -> list[str]:
+    """Names of the images with the lowest, the middle and the highest Dice, a third each."""
+    names = sorted(rows, key=lambda n: rows[n]["dice"])
+    if len(names) <= count:
+        return names
+    low, middle = -(-count // 3), count // 3
+    high = count - low - middle
+    start = max(low, (len(names) - middle) // 2)
+    return [*names[:low], *names[start : start + middle], *names[len(names) - high :]]
+
+
+def _draw(
+    folder: Path,
+    segmenter: Segmenter,
+    dataset: LabelledDataset,
+    how: Measuring,
+    names: list[str],
+) -> list[Path]:
+    for old in folder.glob("*.png"):
+        old.unlink()
+    index = {name: i for i, name in enumerate(dataset.names)}
+    paths = []
+    for name in names:
+        item = dataset[index[name]]
+        prediction = predict_item(segmenter, dataset, item, how)
+        paths.append(folder / panel_file(name))
+        write_panel(
+            paths[-1],
+            item.image,
+            item.mask,
+            prediction.probabilities.argmax(0).astype(np.uint8),
+            dataset.classes,
+            uncertainty=prediction.uncertainty,
+        )
+    return paths
+
+
+def _write_table(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    with staged(path) as (temporary,), temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", *columns])
+        for name, row in rows.items():
+            writer.writerow([name, *(f"{row[c]:.6f}" if c in row else "" for c in columns)])

@@ -1,0 +1,141 @@
+"""What a training run starts from: a given extractor or model, or a new network.
+
+Knows the configuration and checkpoints, no data.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from wsiseg.errors import ConfigError, UsageError
+from wsiseg.models.base import FeatureExtractor
+from wsiseg.models.checkpoint import load_extractor, load_model, read_card
+from wsiseg.models.devices import pick_device
+from wsiseg.models.extractors.hipt import from_pathsegdiff
+from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
+from wsiseg.models.registry import (
+    EXTRACTORS,
+    build_extractor,
+    extractor_mapping,
+    resolve,
+    with_options,
+)
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.zoo import find
+from wsiseg.training.train_config import TrainConfig
+
+DEFAULT = "pathsegdiff-brca"
+"""The extractor of a run that names none: the paper's."""
+DEFAULT_MPP = 0.5
+"""Micrometres per pixel where nothing says another: 20x."""
+CLOSE = 1.1
+"""Ratio of resolutions up to which features are taken to be at home."""
+
+
+class Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+        model: the extractor, or the model whose head is gone on with.
+        config: the run's configuration with its resolution.
+        origin: what the card says of where the weights come from.
+    """
+
+    model: FeatureExtractor | Segmenter
+    config: TrainConfig
+    origin: dict[str, Any]
+
+
+def starting_point(
+    config: TrainConfig, given: str | None, *, with_head: bool = False, device: str = "auto"
+) -> Start:
+    """What to train.
+
+    Where the run's resolution is far from that of the given extractor there is a warning.
+
+    Args:
+        config: the run's configuration; its extractor has a name for a new network.
+        given: a file of `wsiseg pretrain` or `wsiseg models import`, a checkpoint or a model's
+            name; None for a new network, or for the paper's extractor where none is configured.
+        with_head: go on with the head of the given model.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        UsageError: a frozen network with random weights; a head to go on with and no model.
+        ConfigError: an extractor that is not the one of the file.
+        CheckpointError, ModelError: the file or the device cannot be used.
+    """
+    named = isinstance(config.extractor, Mapping) and "name" in config.extractor
+    if given is None and (with_head or not named):
+        given = DEFAULT
+        if with_head:
+            raise UsageError("--with-head: give the model with --extractor")
+    if given is None:
+        mpp = config.mpp or DEFAULT_MPP
+        return Start(_new(config, device), replace(config, mpp=mpp), {"initial": config.initial})
+    if with_head:
+        start: FeatureExtractor | Segmenter = load_model(given, device=device)
+    elif named:
+        start = _as_named(config.extractor, given, device)
+    else:
+        start = load_extractor(given, device=device, options=config.extractor)
+    origin, own = _origin(given)
+    mpp = config.mpp or own or DEFAULT_MPP
+    if own and config.resize_px is None and max(mpp / own, own / mpp) > CLOSE:
+        warnings.warn(
+            f"mpp {mpp:g}: the extractor was made for {own:g} um per pixel; its features may mean "
+            "little at another resolution",
+            stacklevel=2,
+        )
+    return Start(start, replace(config, mpp=mpp), origin)
+
+
+def _origin(given: str) -> tuple[dict[str, Any], float | None]:
+    """What the card says of a file, and the resolution it was made for, if it tells."""
+    entry, file = find(given)
+    if file is None:
+        return {}, None
+    card = read_card(file)
+    about = {"extractor": {"licence": card["licence"], **card["card"]}}
+    own = card["config"].get("mpp") or card["card"].get("pretraining", {}).get("mpp")
+    return about, own or (DEFAULT_MPP if entry else None)
+
+
+def _new(config: TrainConfig, device: str) -> FeatureExtractor:
+    torch.manual_seed(config.seed)
+    extractor = build_extractor(config.extractor)
+    if config.initial == "imagenet":
+        extractor.load_imagenet()
+    elif config.trainable == "none" and any(True for _ in extractor.parameters()):
+        raise UsageError(
+            f"extractor {config.extractor['name']}: its weights are random and would stay so; "
+            "give --extractor FILE, or set trainable: all or initial: imagenet"
+        )
+    return extractor.eval().to(pick_device(device))
+
+
+def _as_named(config: Mapping[str, Any], given: str, device: str) -> FeatureExtractor:
+    """The given extractor, which must be of the configuration but for its options.
+
+    HIPT is the encoder of a PathSegDiff file, too.
+    """
+    loaded = load_extractor(given, device=device)
+    if config["name"] == "hipt" and isinstance(loaded, PathSegDiffExtractor):
+        loaded = from_pathsegdiff(loaded)
+    own = extractor_mapping(loaded)
+    if config["name"] != own["name"]:
+        raise ConfigError(f"{given}: holds the extractor {own['name']}, not {config['name']}")
+    wanted = resolve({**own, **config}, EXTRACTORS, "extractor")
+    changed = {k: wanted[k] for k in wanted if wanted[k] != own[k]}
+    with_options(own, changed)  # refuses what needs other weights
+    return load_extractor(given, device=device, options=changed) if changed else loaded
+
+
+def licence_of(config: TrainConfig, origin: Mapping[str, Any]) -> str:
+    """The terms of the weights: the configuration's, else the extractor's."""
+    return config.licence or origin.get("extractor", {}).get("licence", "") or "unknown"
