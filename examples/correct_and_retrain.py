@@ -1,4 +1,4 @@
-"""Predict, correct, train again, predict again, on a synthetic slide; under a minute on a CPU.
+"""Predict, correct, train again, predict again, on a synthetic slide; about a minute on a CPU.
 
     python examples/correct_and_retrain.py [FOLDER]
 

@@ -33,6 +33,11 @@ def test_round_trip() -> None:
 
 def test_int_becomes_float_and_nothing_else_is_converted() -> None:
     assert from_mapping(Outer, {"steps": 1, "inner": {"rate": 2}}).inner.rate == 2.0
+    for text in ("1e-4", "-2.5E+3", "1e30"):  # words to YAML 1.1
+        assert from_mapping(Outer, {"steps": 1, "limit": text}).limit == float(text)
+    for text in ("1e", "e4", "0x10", "nan", "1_0"):
+        with pytest.raises(ConfigError, match="limit: must be float"):
+            from_mapping(Outer, {"steps": 1, "limit": text})
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 A configuration class is a dataclass whose fields are bool, int, float, str, tuples of those,
 other such dataclasses, `X | None` or `Literal[...]`. Unknown keys, missing required keys and
 values of the wrong type are errors that name the key; nothing is converted silently except
-int to float.
+int to float, and 1e-4 without a point, which YAML reads as a word.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ import yaml
 from wsiseg.errors import ConfigError
 
 T = TypeVar("T")
+_SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
 def find_config(name: str | Path, kind: str) -> Path:
@@ -122,6 +124,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return from_mapping(typing.cast(type[Any], kind), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is float and isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        return float(value)  # 1e-4, which YAML 1.1 reads as a word
     if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
         return value
     raise ConfigError(f"{where}: must be {kind.__name__}, not {value!r}")

@@ -43,6 +43,7 @@ class LabelledDataset(ABC):
         names: the images' names, in order, all different.
         groups: the images' groups, in the same order.
         measuring: whether the part is the official one for measuring only.
+        terms: what the data's terms say of weights that are trained on them; empty = nothing.
     """
 
     classes: Classes
@@ -50,6 +51,7 @@ class LabelledDataset(ABC):
     names: tuple[str, ...]
     groups: tuple[str, ...]
     measuring: bool = False
+    terms: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -78,7 +80,8 @@ class Subset(LabelledDataset):
     def __init__(self, whole: LabelledDataset, indices: Sequence[int]) -> None:
         """The images `indices` of `whole`, in that order."""
         self._whole, self._indices = whole, tuple(indices)
-        self.classes, self.mpp, self.measuring = whole.classes, whole.mpp, whole.measuring
+        self.classes, self.mpp = whole.classes, whole.mpp
+        self.measuring, self.terms = whole.measuring, whole.terms
         self.names = tuple(whole.names[i] for i in self._indices)
         self.groups = tuple(whole.groups[i] for i in self._indices)
 

@@ -81,6 +81,7 @@ class BCSS(LabelledDataset):
     """
 
     classes = CLASSES
+    terms = "CC0-1.0 (BCSS)"
 
     def __init__(self, root: str | Path, part: str, config: BCSSConfig | None = None) -> None:
         """Find the regions of a part and, for patches, read the masks once.

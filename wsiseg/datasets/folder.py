@@ -69,6 +69,8 @@ class FolderConfig:
     must not be split; empty: each image is its own."""
     instances: str = ""
     """Image of object numbers (0 = none) of an image, like `masks`; empty: there are none."""
+    terms: str = ""
+    """What the data's terms say of weights that are trained on them."""
     parts: tuple[FolderPart, ...] = ()
     """Parts; empty: `all`, and `train` for the same."""
 
@@ -141,6 +143,7 @@ class FolderDataset(LabelledDataset):
             tuple(TissueClass(c.name, c.color, c.background) for c in config.classes)
         )
         self.mpp, self.measuring = config.mpp, chosen.measuring
+        self.terms = config.terms
         self._labels = _label_table(config)
 
     def __getitem__(self, index: int) -> LabelledImage:

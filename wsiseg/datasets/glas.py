@@ -55,6 +55,7 @@ class GlaS(LabelledDataset):
     """One part of GlaS: 0 = other tissue, 1 = gland; with grades 1 = benign, 2 = malignant."""
 
     mpp = MPP
+    terms = "Research only, no commercial use (the terms of GlaS)"
 
     def __init__(self, root: str | Path, part: str, config: GlaSConfig | None = None) -> None:
         """Find the images of a part.

@@ -82,6 +82,7 @@ class PanNuke(LabelledDataset):
 
     classes = CLASSES
     mpp = MPP
+    terms = "CC BY-NC-SA 4.0 (PanNuke)"
 
     def __init__(self, root: str | Path, part: str, config: PanNukeConfig | None = None) -> None:
         """Map the arrays of a part.

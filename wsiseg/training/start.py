@@ -136,6 +136,8 @@ def _as_named(config: Mapping[str, Any], given: str, device: str) -> FeatureExtr
     return load_extractor(given, device=device, options=changed) if changed else loaded
 
 
-def licence_of(config: TrainConfig, origin: Mapping[str, Any]) -> str:
-    """The terms of the weights: the configuration's, else the extractor's."""
-    return config.licence or origin.get("extractor", {}).get("licence", "") or "unknown"
+def licence_of(config: TrainConfig, terms: str, origin: Mapping[str, Any]) -> str:
+    """The terms of the weights: the configuration's, else the data's and the extractor's."""
+    extractor = origin.get("extractor", {}).get("licence", "")
+    known = [t for t in dict.fromkeys((terms, extractor)) if t and t != "unknown"]
+    return config.licence or "; ".join(known) or "unknown"

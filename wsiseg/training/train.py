@@ -236,7 +236,7 @@ def _claim_inputs(out: Path, inputs: Inputs, extractor: FeatureExtractor, *, res
 def _write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> None:
     """last.safetensors with the last weights, then `path` and the panels with the best."""
     config, segmenter, out = task.config, task.segmenter, path.parent
-    inputs, licence = task.inputs, licence_of(task.config, provenance)
+    inputs, licence = task.inputs, licence_of(task.config, task.dataset.terms, provenance)
     sizes = {"training": len(inputs.training), "validation": len(inputs.validation)}
     card = {"training": to_mapping(config), "images": sizes, "wsiseg": __version__, **provenance}
     last = {**card, "validation": None}

@@ -74,8 +74,7 @@ class TrainConfig:
     loop: LoopConfig = LoopConfig()
     """Optimisation."""
     licence: str = ""
-    """Terms of the weights, which follow from the data's and the extractor's; empty = those of
-    the extractor."""
+    """Terms of the weights; empty = the data's and the extractor's, as far as they are known."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
