@@ -83,7 +83,7 @@ def test_a_subset_is_the_whole_renumbered() -> None:
 
 def test_pixels_are_counted_by_class() -> None:
     data = Masks([[0, 0, 1, 255], [1, 1, 255, 255], [7]])
-    assert class_pixels(data, [0, 1]).tolist() == [2, 3]
-    assert class_pixels(data, [1]).tolist() == [0, 2]
+    assert class_pixels(data, [0, 1]).tolist() == [[2, 1], [0, 2]]
+    assert class_pixels(data, [1]).tolist() == [[0, 2]]
     with pytest.raises(DatasetError, match="masks hold the value 7, which is none of the 2"):
         class_pixels(data, [2])

@@ -6,7 +6,7 @@ import torch
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.training.losses import LossConfig, segmentation_loss, soft_dice_loss
-from wsiseg.training.metrics import confusion_matrix, per_image_means, pixel_metrics
+from wsiseg.training.metrics import confusion_matrix, pixel_metrics
 
 THREE = Classes(tuple(TissueClass(n, (0, 0, 0)) for n in "abc"))
 
@@ -51,17 +51,6 @@ def test_metrics_against_scikit_learn(present: tuple[int, ...]) -> None:
         assert mine["precision"] == pytest.approx(known.precision_score(t == k, p == k))
         assert mine["recall"] == pytest.approx(known.recall_score(t == k, p == k))
         assert mine["iou"] == pytest.approx(known.jaccard_score(t == k, p == k))
-
-
-def test_means_over_images_count_every_image_alike() -> None:
-    small = np.array([[4, 0, 0], [0, 0, 0], [0, 0, 0]])
-    large = np.array([[100, 100, 0], [0, 200, 0], [0, 0, 0]])
-    got = per_image_means([small, large, np.zeros((3, 3), np.int64)], THREE)
-    dice = (2 * 100 / 300 + 2 * 200 / 500) / 2
-    iou = (100 / 200 + 200 / 300) / 2
-    want = {"accuracy": 1.75 / 2, "dice": (1 + dice) / 2, "miou": (1 + iou) / 2}
-    assert got == pytest.approx({**want, "f1": want["dice"]})
-    assert per_image_means([], THREE) == dict.fromkeys(("accuracy", "dice", "miou", "f1"), 0.0)
 
 
 def test_absent_classes_are_left_out_of_the_means() -> None:

@@ -26,5 +26,9 @@ def test_mean_iou_is_the_mean_of_the_classes(row: object) -> None:
 
 
 def test_the_part_measured_comes_first() -> None:
-    assert [r.split for r in published_rows("glas", "testB")] == ["testB", "testB", "testA"]
-    assert published_rows("consep", "test") == ()
+    assert [r.split for r in published_rows({"name": "glas"}, "testB")] == [
+        "testB",
+        "testB",
+        "testA",
+    ]
+    assert published_rows({"name": "folder"}, "test") == ()

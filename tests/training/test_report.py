@@ -131,7 +131,9 @@ def test_names_are_escaped(tmp_path: Path, pictures: dict[str, Any]) -> None:
 
 def test_nothing_outside_the_file_is_asked_for(tmp_path: Path, pictures: dict[str, Any]) -> None:
     text, page = write(
-        tmp_path / "report.html", images=pictures, published=published_rows("glas", "testA")
+        tmp_path / "report.html",
+        images=pictures,
+        published=published_rows({"name": "glas"}, "testA"),
     )
     outside = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?://|url\(|@import|<link|<iframe", outside)
@@ -177,7 +179,7 @@ def test_images_are_listed_worst_first_and_unknown_values_are_dashes(tmp_path: P
 def test_objects_and_published_rows(tmp_path: Path) -> None:
     inner = {"f1": 0.61, "dice": 0.62, "hausdorff": 63.3}
     report = metrics(object={"f1": 0.71, "dice": 0.72, "hausdorff": 73.456, "per_image": inner})
-    published = published_rows("glas", "testA")
+    published = published_rows({"name": "glas"}, "testA")
     _, page = write(tmp_path / "report.html", report=report, published=published)
     rows = {row[0]: row[1:] for row in page.rows if row}
     assert rows["Object Hausdorff (px)"][:2] == ["73.46", "63.30"]

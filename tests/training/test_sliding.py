@@ -66,17 +66,18 @@ def test_a_model_of_single_pixels_gives_the_same_in_any_windows() -> None:
     assert np.allclose(whole.sum(0), 1, atol=1e-5)
 
 
-def test_windows_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_know_their_place_and_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     model, places = stain_model(32, 64), []
 
     def note(self: Segmenter, images: Tensor, at: Sequence[Point], seed: int) -> Features:
-        places.append((tuple(at[0]), seed))
+        places.extend((tuple(p), seed) for p in at)
         return plain(self, images, at, seed)
 
-    plain = Segmenter.features
-    monkeypatch.setattr(Segmenter, "features", note)
-    predict_image(model, noise_image(64, 90), ratio=1.0, seeds=(3, 5))
-    assert places == [((0, 0), 3), ((32, 0), 3), ((0, 0), 5), ((32, 0), 5)]
+    plain = Segmenter.tile_features
+    monkeypatch.setattr(Segmenter, "tile_features", note)
+    predict_image(model, noise_image(128, 90), ratio=1.0, seeds=(3, 5))
+    grid = [(x, y) for y in range(0, 128, 32) for x in range(0, 96, 32)]
+    assert sorted(places) == sorted((p, seed) for seed in (3, 5) for p in grid)  # each tile once
 
 
 def test_seeds_are_averaged() -> None:

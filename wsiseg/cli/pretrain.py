@@ -9,7 +9,9 @@ import click
 
 @click.command("pretrain")
 @click.argument("stages", nargs=-1)
-@click.option("--config", "config_path", type=Path, required=True, help="YAML of all stages.")
+@click.option(
+    "--config", required=True, help="YAML of all stages, or a shipped one such as glas-small."
+)
 @click.option("--data", type=Path, required=True, help="Folder that the sources are below.")
 @click.option("--out", type=Path, required=True, help="Run folder; made if missing.")
 @click.option(
@@ -23,7 +25,7 @@ import click
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
 def command(
     stages: tuple[str, ...],
-    config_path: Path,
+    config: str,
     data: Path,
     out: Path,
     settings: tuple[str, ...],
@@ -36,11 +38,12 @@ def command(
     with a name, genselfdiff or ddpm) have the one stage ddpm. Writes OUT/extractor.safetensors,
     which `wsiseg train --extractor` takes, and what the stages hand on before it.
     """
-    from wsiseg.config import apply_overrides, load_yaml
+    from wsiseg.config import apply_overrides, find_config, load_yaml
     from wsiseg.training.pretrain import pretrain
     from wsiseg.training.pretrain_config import chosen_stages, pretrain_config
 
-    config = pretrain_config(apply_overrides(load_yaml(config_path), settings))
-    for stage in chosen_stages(config, stages):
-        written = pretrain(stage, config, data=data, out=out, resume=resume, device=device)
+    mapping = load_yaml(find_config(config, "pretrain"))
+    run = pretrain_config(apply_overrides(mapping, settings))
+    for stage in chosen_stages(run, stages):
+        written = pretrain(stage, run, data=data, out=out, resume=resume, device=device)
         click.echo(f"wrote {written}")

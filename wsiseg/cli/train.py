@@ -15,7 +15,7 @@ import click
     help="bcss, glas, pannuke, qupath, folder, or a YAML file with one of them and its options.",
 )
 @click.option("--data", type=Path, required=True, help="Folder of the data set.")
-@click.option("--split", default="train", show_default=True, help="Part to train on.")
+@click.option("--split", help="Part to train on; default train (pannuke: lowdata-train).")
 @click.option("--fold", metavar="K/N", help="Leave out fold K of N (whole patients).")
 @click.option("--limit", type=int, help="Labelled images to train on, drawn by the seed.")
 @click.option(
@@ -46,7 +46,7 @@ import click
 def command(
     name: str,
     data: Path,
-    split: str,
+    split: str | None,
     fold: str | None,
     limit: int | None,
     extractor: str | None,
@@ -70,7 +70,8 @@ def command(
     from wsiseg.training.train import TrainConfig, train
 
     described = dataset_mapping(name)
-    chosen = config or DATASETS[described["name"]].training
+    entry = DATASETS[described["name"]]
+    chosen, split = config or entry.training, split or entry.part
     mapping = apply_overrides(load_yaml(find_config(chosen, "train")) if chosen else {}, settings)
     if limit is not None:
         mapping["limit"] = limit

@@ -117,13 +117,18 @@ def random_crop(
     return np.ascontiguousarray(np.rot90(pixels, int(rng.integers(4))))
 
 
-def at_mpp(image: UInt8, mask: UInt8, ratio: float) -> tuple[UInt8, UInt8]:
-    """Image (area-averaged when shrinking) and mask (nearest) scaled by `ratio`."""
+def scaled(image: UInt8, ratio: float) -> UInt8:
+    """An image (H, W, 3) scaled by `ratio`, area-averaged when shrinking."""
     size = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))
     how = Image.Resampling.BOX if ratio < 1 else Image.Resampling.BICUBIC
-    small = Image.fromarray(image).resize(size, how)
-    labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(small), np.asarray(labels)
+    return np.asarray(Image.fromarray(image).resize(size, how))
+
+
+def at_mpp(image: UInt8, mask: UInt8, ratio: float) -> tuple[UInt8, UInt8]:
+    """Image (area-averaged when shrinking) and mask (nearest) scaled by `ratio`."""
+    small = scaled(image, ratio)
+    size = (small.shape[1], small.shape[0])
+    return small, np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
 
 def random_patch(

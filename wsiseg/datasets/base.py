@@ -155,19 +155,19 @@ def parse_fold(text: str) -> tuple[int, int]:
 
 
 def class_pixels(dataset: LabelledDataset, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-    """(C,) labelled pixels of each class in some images of a data set.
+    """(N, C) labelled pixels of each class in some images of a data set, an image a row.
 
     Raises:
         DatasetError: a mask holds a value that is no class.
     """
     count = len(dataset.classes)
-    total = np.zeros(256, np.int64)
-    for i in indices:
-        total += np.bincount(dataset.mask(i).ravel(), minlength=256)
-    stray = [v for v in range(count, IGNORE) if total[v]]
+    counts = np.zeros((len(indices), 256), np.int64)
+    for row, i in enumerate(indices):
+        counts[row] = np.bincount(dataset.mask(i).ravel(), minlength=256)
+    stray = [v for v in range(count, IGNORE) if counts[:, v].any()]
     if stray:
         raise DatasetError(
             f"masks hold the value {stray[0]}, which is none of the {count} classes "
             f"({', '.join(dataset.classes.names)}) nor 255 for ignore"
         )
-    return total[:count]
+    return counts[:, :count]

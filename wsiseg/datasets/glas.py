@@ -7,6 +7,7 @@ contest (Medical Image Analysis 2017). 0.62005 um per pixel, 20x.
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import warnings
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ GRADES = Classes(
 )
 LAYOUT = (
     "a folder with train_1.bmp (or .png), train_1_anno.bmp, ... testA_1.bmp, ... and Grade.csv, "
-    "as in the archive of the GlaS challenge (University of Warwick, TIA centre)"
+    "as in the archive of the GlaS challenge (warwick.ac.uk/fac/cross_fac/tia/data/glascontest)"
 )
 
 
@@ -79,6 +80,9 @@ class GlaS(LabelledDataset):
         if not found:
             raise DatasetError(f"{self.root}: no images of GlaS {part}; expected {LAYOUT}")
         self.paths = [path for _, path in sorted(found)]
+        doubled = [p.stem for p, q in itertools.pairwise(self.paths) if p.stem == q.stem]
+        if doubled:
+            raise DatasetError(f"{self.root}: {doubled[0]} is there as bmp and as png; keep one")
         self.names = tuple(path.stem for path in self.paths)
         rows = read_grades(self.root)
         self.groups = tuple(rows[n].group if n in rows else n for n in self.names)

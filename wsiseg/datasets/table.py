@@ -26,6 +26,7 @@ class DatasetEntry(NamedTuple):
         config: the dataclass of its options.
         open: a part of it: called with its folder, the part and the options.
         parts: its parts, for help pages; empty where the options name them.
+        part: the part that training takes where none is named.
         training: name of the shipped training configuration that is the default, or None.
     """
 
@@ -33,12 +34,15 @@ class DatasetEntry(NamedTuple):
     open: Callable[[Path, str, Any], LabelledDataset]
     parts: tuple[str, ...]
     training: str | None = None
+    part: str = "train"
 
 
 DATASETS: dict[str, DatasetEntry] = {
     "glas": DatasetEntry(GlaSConfig, GlaS, ("train", "testA", "testB"), "glas/pathsegdiff"),
     "bcss": DatasetEntry(BCSSConfig, BCSS, ("train", "test"), "bcss/pathsegdiff"),
-    "pannuke": DatasetEntry(PanNukeConfig, PanNuke, PANNUKE_PARTS, "pannuke/ddpm-mlp"),
+    "pannuke": DatasetEntry(
+        PanNukeConfig, PanNuke, PANNUKE_PARTS, "pannuke/ddpm-mlp", "lowdata-train"
+    ),
     "folder": DatasetEntry(FolderConfig, FolderDataset, ()),
     "qupath": DatasetEntry(QuPathConfig, QuPathDataset, QUPATH_PARTS),
 }

@@ -16,7 +16,7 @@ from wsiseg.training.metrics import Matrix, confusion_matrix, pixel_metrics
 from wsiseg.training.objects import ObjectScores, object_scores, objects_of, pool
 from wsiseg.training.sliding import Prediction, predict_image
 
-PIXEL = ("accuracy", "dice", "miou")
+PIXEL = ("accuracy", "dice", "miou", "f1")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Evaluation:
 
     Attributes:
         pixel: metrics of the one pooled confusion matrix, see `pixel_metrics`.
-        per_image: metrics of each image, by name: accuracy, dice, miou, and where there are
-            such: object_f1, object_dice, object_hausdorff, uncertainty (its mean).
+        per_image: metrics of each image that has a labelled pixel, by name: accuracy, dice, miou,
+            f1, and where there are such: object_f1, object_dice, object_hausdorff, uncertainty
+            (its mean).
         object: pooled object scores and their means, see `objects.pool`; None without instances.
         how: as it was measured.
     """
@@ -124,6 +125,8 @@ def _add(
     """Count an image."""
     predicted = prediction.probabilities.argmax(0).astype(np.uint8)
     matrix = confusion_matrix(item.mask, predicted, len(dataset.classes))
+    if not matrix.any():
+        return
     tally.matrix += matrix
     metrics = pixel_metrics(matrix, dataset.classes)
     row = {name: float(metrics[name]) for name in PIXEL}

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -30,12 +32,14 @@ class Inputs(NamedTuple):
         dataset: labelled images.
         training: indices to train on.
         validation: indices that choose the best weights; may be empty.
+        pixels: (N, C) labelled pixels of the training images.
         weights: (C,) class weights of the loss, or None.
     """
 
     dataset: LabelledDataset
     training: Sequence[int]
     validation: Sequence[int]
+    pixels: npt.NDArray[np.int64]
     weights: Tensor | None = None
 
 
@@ -63,7 +67,7 @@ class HeadTask:
         self.module = nn.ModuleDict({"head": segmenter.head})
         if self.tuned:
             self.module["extractor"] = segmenter.extractor
-        self.module.register_buffer("best", torch.tensor(-1.0))
+        self.module.register_buffer("best", torch.tensor(-1.0, dtype=torch.float64))
         self.module.register_buffer("stale", torch.tensor(0))
         weights = None if inputs.weights is None else inputs.weights.to(segmenter.device)
         self.criterion = partial(segmentation_loss, config=config.loss, weights=weights)

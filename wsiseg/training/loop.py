@@ -211,8 +211,8 @@ def run_loop(
                 group["lr"] = rate
             values = _gradients(task, batches, config, step, (seed, processes.index))
             processes.average_gradients(task.parameters())
-            if config.clip_norm:
-                nn.utils.clip_grad_norm_(task.parameters(), config.clip_norm)
+            norm = nn.utils.clip_grad_norm_(task.parameters(), config.clip_norm or math.inf)
+            _check_finite(float(norm), "gradient", step)
             optimiser.step()
             outcome = task.after_step(step) or Outcome({})
             early = processes.agree(outcome.stop, device)
@@ -251,13 +251,17 @@ def _gradients(
             losses = task.losses(next(batches), step, generator)
         for name, value in losses.items():
             values[name] = values.get(name, 0.0) + float(value.detach()) / config.accumulate
-        if not math.isfinite(values["loss"]):
-            raise ModelError(
-                f"the loss is not finite at step {step + 1}; try a lower loop.learning_rate, more "
-                "loop.warmup_steps or loop.precision=fp32; the last good state is kept for --resume"
-            )
+        _check_finite(values["loss"], "loss", step)
         (losses["loss"] / config.accumulate).backward()  # type: ignore[no-untyped-call]
     return values
+
+
+def _check_finite(value: float, what: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise ModelError(
+            f"the {what} is not finite at step {step + 1}; try a lower loop.learning_rate, more "
+            "loop.warmup_steps or loop.precision=fp32; the last good state is kept for --resume"
+        )
 
 
 def _save(path: Path, task: Task, optimiser: torch.optim.Optimizer, step: int) -> None:

@@ -8,7 +8,7 @@ prediction. Of a class, Dice = 2 TP / (2 TP + FP + FN) is F1, so that "f1" is "d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,14 +60,3 @@ def pixel_metrics(matrix: Matrix, classes: Classes) -> dict[str, Any]:
         "per_class": per_class,
         "confusion": matrix.tolist(),
     }
-
-
-def per_image_means(matrices: Iterable[Matrix], classes: Classes) -> dict[str, float]:
-    """Means over images of "accuracy", "dice", "miou" and "f1" of each image's own matrix.
-
-    Every image counts alike, and in each only the classes that occur in it; an image without
-    labelled pixels is left out. Without any image all means are 0.
-    """
-    rows = [pixel_metrics(m, classes) for m in matrices if m.any()]
-    names = ("accuracy", "dice", "miou", "f1")
-    return {n: float(np.mean([r[n] for r in rows])) if rows else 0.0 for n in names}

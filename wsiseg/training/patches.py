@@ -121,6 +121,7 @@ class Patches:
         self._blocks = _blocks(indices, files)
         self._count = len(indices)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
+        self._lock = threading.Lock()
 
     def patch(self, number: int) -> tuple[UInt8, UInt8, Point]:
         """Image, mask and place of a patch."""
@@ -132,6 +133,10 @@ class Patches:
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """The images of an epoch: all of them, once, mixed within blocks of files."""
+        with self._lock:
+            return self._order(epoch)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         kept = self._orders.get(epoch)
         if kept is None:
             rng = np.random.default_rng((self.seed, 1, epoch))

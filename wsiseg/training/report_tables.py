@@ -37,7 +37,7 @@ OBJECT_MEANING = {
     "it; F1 weighs missed against superfluous objects.",
     "dice": "Dice of matched objects weighted by their areas, from truth to prediction and back; "
     "an object without a match counts 0.",
-    "hausdorff": "Largest distance between the borders of matched objects, weighted by their "
+    "hausdorff": "Largest distance between matched objects, weighted by their "
     "areas, in pixels; smaller is better.",
 }
 POOLED = (
@@ -98,6 +98,15 @@ def own_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     pixel, objects = report["pixel"], report.get("object") or {}
     values = {n: pixel[n] for n in PIXEL_MEANING if n in pixel}
     return values | {f"object_{n}": objects[n] for n in OBJECT_MEANING if n in objects}
+
+
+def own_mean(report: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+    """Our mean IoU and Dice over some classes, where the data has them all."""
+    rows = report["pixel"]["per_class"]
+    if not all(c in rows for c in classes):
+        return {}
+    means = {n: sum(rows[c][n] for c in classes) / len(classes) for n in ("iou", "dice")}
+    return {"miou": means["iou"], "dice": means["dice"], "f1": means["dice"]}
 
 
 def tiles(report: Mapping[str, Any]) -> str:
@@ -170,14 +179,17 @@ def beside_published(report: Mapping[str, Any], published: Sequence[Row]) -> str
     """Ours and the published rows in one table, with what makes them hard to compare."""
     if not published:
         return ""
-    ours = own_metrics(report)
     names = [n for n in LABELS if any(n in row.metrics for row in published)]
     split = str(report["split"])
-    own_cells = [split, *(number(ours.get(n), digits_of(n)) for n in names)]
-    body = [_row("This model", own_cells, kind="ours")]
+    body = []
+    for classes in dict.fromkeys(row.classes for row in published):
+        ours = own_metrics(report) if not classes else own_mean(report, classes)
+        cells = [split, *(number(ours.get(n), digits_of(n)) for n in names)]
+        title = f"This model, mean of {', '.join(classes)}" if classes else "This model"
+        body.append(_row(title, cells, kind="ours"))
     for row in published:
-        classes = ", ".join(f"{k} {number(v)}" for k, v in row.per_class.items())
-        note = ". ".join(t for t in (row.source, row.note, classes and f"IoU: {classes}") if t)
+        ious = ", ".join(f"{k} {number(v)}" for k, v in row.per_class.items())
+        note = ". ".join(t for t in (row.source, row.note, ious and f"IoU: {ious}") if t)
         cells = [row.split, *(_printed(row.metrics.get(n), n) for n in names)]
         body.append(_row(row.method, cells, kind="noted"))
         body.append(f'<tr><td class="text" colspan="{len(cells) + 1}">{escape(note)}.</td></tr>')

@@ -30,10 +30,11 @@ def claim_results(out: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with staged(out / "metrics.json") as (temporary,):
-        temporary.touch()
     try:
-        (out / "metrics.json").unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".probe").touch()
+        (out / ".probe").unlink()
+        (out / "metrics.json").unlink(missing_ok=True)
     except OSError as e:
         raise OutputError(f"{out}: cannot be written ({e.strerror or e})") from e
 
@@ -85,7 +86,7 @@ def write_results(
         classes=dataset.classes,
         rows=result.per_image,
         images={"confusion": confusion, "panels": drawn},
-        published=published_rows(about["dataset"]["name"], about["split"]),
+        published=() if about["fold"] else published_rows(about["dataset"], about["split"]),
     )
     with staged(out / "metrics.json") as (temporary,):
         temporary.write_text(json.dumps(report, indent=1) + "\n")
@@ -110,8 +111,8 @@ def _draw(
     how: Measuring,
     names: list[str],
 ) -> list[Path]:
-    for old in folder.glob("*.png"):
-        old.unlink()
+    for name in dataset.names:  # of an earlier evaluation
+        (folder / panel_file(name)).unlink(missing_ok=True)
     index = {name: i for i, name in enumerate(dataset.names)}
     paths = []
     for name in names:

@@ -3,7 +3,8 @@
 Slides go through wsiseg.inference, which shares tiles and works on disk; this is for labelled
 images, at the images' own resolution.
 
-Memory bound: the probabilities of one image at the model's resolution, and a window's features.
+Memory bound: the probabilities of one image at the model's resolution, and the features of the
+rows of tiles that one row of windows needs.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from wsiseg.datasets.augment import scaled
 from wsiseg.geometry import Point
-from wsiseg.models.base import to_tensor
+from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.stain import normalise_image
 from wsiseg.training.patches import stretch
@@ -64,7 +65,8 @@ def predict_image(
     height, width = image.shape[:2]
     if segmenter.info.stain_target is not None:
         image = normalise_image(image, segmenter.info.stain_target)
-    small = _scaled(image, ratio, segmenter.info.resize_px)
+    side = segmenter.info.resize_px
+    small = scaled(image, ratio) if side is None else stretch(image, side)
     total = torch.zeros(0)
     views = range(8) if tta else range(1)
     with torch.inference_mode():
@@ -77,15 +79,6 @@ def predict_image(
     maps = full[0].numpy()
     count = len(segmenter.info.classes)
     return Prediction(maps[:count], maps[count] if len(maps) > count else None)
-
-
-def _scaled(image: UInt8, ratio: float, resize_px: int | None) -> UInt8:
-    if resize_px is not None:
-        return stretch(image, resize_px)
-    height, width = image.shape[:2]
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    how = Image.Resampling.BOX if ratio < 1 else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(image).resize(size, how))
 
 
 def _one_view(segmenter: Segmenter, image: UInt8, view: int, seed: int) -> Tensor:
@@ -104,16 +97,54 @@ def _windows(segmenter: Segmenter, image: UInt8, seed: int) -> Tensor:
     sides = [min(segmenter.info.window_px, s) for s in image.shape[:2]]
     weight = _weights(sides[0], sides[1])
     total, weights = torch.zeros(0), torch.zeros(image.shape[:2])
-    tile = segmenter.info.tile_px
-    for y in starts(image.shape[0], sides[0], tile):
-        for x in starts(image.shape[1], sides[1], tile):
-            window = image[y : y + sides[0], x : x + sides[1]]
-            maps = _window(segmenter, window, Point(x, y), seed)
+    tiles = _Tiles(segmenter, image, seed)
+    for y in starts(image.shape[0], sides[0], tiles.side_px):
+        tiles.forget_above(y)
+        for x in starts(image.shape[1], sides[1], tiles.side_px):
+            maps = _maps(segmenter, tiles.features(Point(x, y), sides))
             if total.numel() == 0:
                 total = torch.zeros(len(maps), *image.shape[:2])
             total[:, y : y + sides[0], x : x + sides[1]] += maps * weight
             weights[y : y + sides[0], x : x + sides[1]] += weight
     return total / weights
+
+
+class _Tiles:
+    """The features of an image's tiles, each computed once and shared by the windows it is in.
+
+    Memory bound: the rows of tiles that windows of one row need.
+    """
+
+    def __init__(self, segmenter: Segmenter, image: UInt8, seed: int) -> None:
+        self.segmenter, self.image, self.seed = segmenter, image, seed
+        self.side_px = segmenter.info.tile_px
+        self._kept: dict[Point, Features] = {}
+
+    def forget_above(self, y: int) -> None:
+        self._kept = {p: maps for p, maps in self._kept.items() if p.y >= y}
+
+    def features(self, place: Point, sides: Sequence[int]) -> Features:
+        """Maps (1, R, K, channels, h, w) of the window of `sides` (height, width) at a place."""
+        side = self.side_px
+        rows, columns = sides[0] // side, sides[1] // side
+        maps = [
+            self._tile(Point(place.x + k * side, place.y + r * side))
+            for r in range(rows)
+            for k in range(columns)
+        ]
+        return tuple(
+            torch.unflatten(torch.cat(parts), 0, (1, rows, columns))
+            for parts in zip(*maps, strict=True)
+        )
+
+    def _tile(self, place: Point) -> Features:
+        """Maps (1, channels, h, w) of the tile at a place."""
+        if place not in self._kept:
+            side, model = self.side_px, self.segmenter
+            tile = self.image[place.y : place.y + side, place.x : place.x + side]
+            batch = to_tensor(tile[None], device=model.device)
+            self._kept[place] = model.tile_features(batch, [place], self.seed)
+        return self._kept[place]
 
 
 def starts(length: int, window: int, tile: int) -> list[int]:
@@ -133,10 +164,8 @@ def _weights(height: int, width: int) -> Tensor:
     return rows[:, None] * columns[None, :]
 
 
-def _window(segmenter: Segmenter, window: UInt8, place: Point, seed: int) -> Tensor:
+def _maps(segmenter: Segmenter, features: Features) -> Tensor:
     """(C[+1], h, w) probabilities, and the uncertainty where the head gives one, on the CPU."""
-    batch = to_tensor(window[None], device=segmenter.device)
-    features = segmenter.features(batch, [place], seed)
     probabilities = segmenter.window_probabilities(features)[0]
     uncertainty = segmenter.head.uncertainty(features)
     if uncertainty is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wsiseg.errors import ConfigError, UsageError
+from wsiseg.errors import ConfigError, ModelError, UsageError
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.checkpoint import load_extractor, load_model, read_card
 from wsiseg.models.devices import pick_device
@@ -77,7 +77,8 @@ def starting_point(
             raise UsageError("--with-head: give the model with --extractor")
     if given is None:
         mpp = config.mpp or DEFAULT_MPP
-        return Start(_new(config, device), replace(config, mpp=mpp), {"initial": config.initial})
+        model, initial = _new(config, device)
+        return Start(model, replace(config, mpp=mpp), {"initial": initial})
     if with_head:
         start: FeatureExtractor | Segmenter = load_model(given, device=device)
     elif named:
@@ -106,17 +107,24 @@ def _origin(given: str) -> tuple[dict[str, Any], float | None]:
     return about, own or (DEFAULT_MPP if entry else None)
 
 
-def _new(config: TrainConfig, device: str) -> FeatureExtractor:
+def _new(config: TrainConfig, device: str) -> tuple[FeatureExtractor, str]:
+    """A new network and what its weights are: random ones where ImageNet's cannot be had."""
     torch.manual_seed(config.seed)
-    extractor = build_extractor(config.extractor)
+    extractor, initial = build_extractor(config.extractor), str(config.initial)
     if config.initial == "imagenet":
-        extractor.load_imagenet()
+        try:
+            extractor.load_imagenet()
+        except ModelError as e:
+            if config.trainable == "none":
+                raise
+            warnings.warn(f"{e}; training begins with random weights", stacklevel=3)
+            initial = "random, as ImageNet weights could not be had"
     elif config.trainable == "none" and any(True for _ in extractor.parameters()):
         raise UsageError(
             f"extractor {config.extractor['name']}: its weights are random and would stay so; "
             "give --extractor FILE, or set trainable: all or initial: imagenet"
         )
-    return extractor.eval().to(pick_device(device))
+    return extractor.eval().to(pick_device(device)), initial
 
 
 def _as_named(config: Mapping[str, Any], given: str, device: str) -> FeatureExtractor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -86,7 +87,7 @@ def train(
     target = _stain_target(config, dataset, inputs.training)
     segmenter = _segmenter(config, dataset, start, target)
     state = resume_step(out / "state.pt")
-    key = _claim_inputs(out, inputs, segmenter.extractor, resumed=state[0] > 0)
+    key = _claim_inputs(out, config, inputs, segmenter.extractor, resumed=state[0] > 0)
     cache = None
     if config.feature_cache.patches:
         limit = round(config.feature_cache.limit_gb * 1e9)
@@ -103,6 +104,7 @@ def train(
     path = out / "model.safetensors"
     if processes.first:
         _write_models(path, task, provenance or {})
+        shutil.rmtree(out / "features", ignore_errors=True)  # of no use to a complete run
     processes.wait()
     return path
 
@@ -128,7 +130,8 @@ def choose_inputs(config: TrainConfig, dataset: LabelledDataset) -> Inputs:
             )
         order = np.random.default_rng((config.seed, 3)).permutation(len(training))
         training = sorted(training[int(i)] for i in order[: config.limit])
-    counts = class_pixels(dataset, training)
+    pixels = class_pixels(dataset, training)
+    counts = pixels.sum(axis=0)
     names = dataset.classes.names
     empty = [name for name, n in zip(names, counts, strict=True) if n == 0]
     if empty and not config.allow_empty_classes:
@@ -139,7 +142,7 @@ def choose_inputs(config: TrainConfig, dataset: LabelledDataset) -> Inputs:
     weights = None
     if config.loss.class_weights == "frequency":
         weights = frequency_weights(counts.tolist(), names=names, allow_empty=True)
-    return Inputs(dataset, training, held, weights)
+    return Inputs(dataset, training, held, pixels, weights)
 
 
 def training_patches(
@@ -215,22 +218,35 @@ def _continue_head(segmenter: Segmenter, start: Segmenter) -> None:
         ) from e
 
 
-def _claim_inputs(out: Path, inputs: Inputs, extractor: FeatureExtractor, *, resumed: bool) -> str:
-    """Keep which extractor and images a run has; refuse to resume with others.
+def _claim_inputs(
+    out: Path, config: TrainConfig, inputs: Inputs, extractor: FeatureExtractor, *, resumed: bool
+) -> str:
+    """Keep which extractor, images and labels a run has; refuse to resume with others.
 
     Returns:
-        A digest of both.
+        A digest of them and the configuration: the same features belong to it.
     """
     own = storage.fingerprint(extractor_mapping(extractor), extractor.state_dict())
-    images = [inputs.dataset.names[i] for i in inputs.training]
-    text = json.dumps({"extractor": own, "images": images}, indent=1)
+    names = inputs.dataset.names
+    record_of = {
+        "extractor": own,
+        "classes": inputs.dataset.classes.to_list(),
+        "mpp": inputs.dataset.mpp,
+        "images": [names[i] for i in inputs.training],
+        "pixels": inputs.pixels.tolist(),
+        "validation": [names[i] for i in inputs.validation],
+    }
+    text = json.dumps(record_of)
     record = out / "inputs.json"
     if resumed and record.exists() and record.read_text() != text:
-        raise UsageError(f"{out}: was started with another extractor or images; use another --out")
+        raise UsageError(
+            f"{out}: was started with another extractor, other images or labels; use another --out"
+        )
     if Processes().first:
         with staged(record) as (temporary,):
             temporary.write_text(text)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    settings = json.dumps(to_mapping(config), sort_keys=True)
+    return hashlib.sha256((text + settings).encode()).hexdigest()[:16]
 
 
 def _write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> None:
@@ -252,7 +268,7 @@ def _write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> 
         prediction = predict_item(segmenter, inputs.dataset, item, Measuring())
         predicted = prediction.probabilities.argmax(0).astype(np.uint8)
         write_panel(
-            out / "panels" / panel_file(item.name),
+            out / "validation" / panel_file(item.name),
             item.image,
             item.mask,
             predicted,

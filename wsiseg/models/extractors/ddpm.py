@@ -48,7 +48,8 @@ class DDPMConfig:
     taps: tuple[int, ...] = (6, 8, 10, 12)
     """Decoder blocks whose outputs are read, numbered from 0 at the coarse end."""
     shared_noise: bool = True
-    """One noise for all tiles and steps, as published; else one for each place and step."""
+    """One noise for all images, in training and prediction alike, as published (the seed has no
+    part then); else one for each place, step and seed."""
     tile_px: int = 256
     """Side of a tile in pixels."""
 
@@ -151,7 +152,7 @@ class DDPMExtractor(FeatureExtractor):
     def noise(self, places: Sequence[Point], seed: int, timestep: int) -> Tensor:
         """(B, 3, tile, tile) noise of tiles; if shared (1, 3, tile, tile), that of place (0, 0)."""
         if self.config.shared_noise:
-            places, timestep = [Point(0, 0)], 0
+            places, seed, timestep = [Point(0, 0)], 0, 0
         return place_noise(places, seed, timestep, (3, self.tile_px, self.tile_px))
 
 
