@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from wsiseg.classes import Classes, TissueClass
-from wsiseg.config import find_config, from_mapping, load_yaml
+from wsiseg.config import find_config, from_mapping, load_yaml, to_mapping
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.datasets.table import DATASETS, dataset_mapping
 from wsiseg.errors import ConfigError
+from wsiseg.geometry import Point
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.extractors.hipt import from_pathsegdiff
 from wsiseg.models.registry import (
@@ -27,11 +28,13 @@ from wsiseg.models.registry import (
     with_options,
 )
 from wsiseg.models.zoo import MODELS
+from wsiseg.training.losses import segmentation_loss
 from wsiseg.training.pretrain_config import pretrain_config
 from wsiseg.training.train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
-TRAIN = sorted((ROOT / "train").rglob("*.yaml"))
+REFERENCE = ROOT / "train" / "reference.yaml"
+TRAIN = [p for p in sorted((ROOT / "train").rglob("*.yaml")) if p != REFERENCE]
 SMALL = sorted((ROOT / "train" / "small").glob("*.yaml"))
 
 
@@ -56,6 +59,11 @@ def test_it_begins_with_what_it_is(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
 
+def test_the_reference_has_every_key_with_its_default() -> None:
+    data = load_yaml(REFERENCE)
+    assert data == to_mapping(TrainConfig())
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "datasets").glob("*.yaml")), ids=name_of)
 def test_data_sets_load(path: Path) -> None:
     assert dataset_mapping(path)["name"] in DATASETS
@@ -69,8 +77,8 @@ def test_pretraining_loads(path: Path) -> None:
 
 def test_defaults_of_the_data_sets_are_shipped() -> None:
     for entry in DATASETS.values():
-        assert entry.training is None or find_config(entry.training, "train").is_file()
-    with pytest.raises(ConfigError, match="nor one of the shipped ones: bcss/hipt-fcn, "):
+        assert find_config(entry.training, "train").is_file()
+    with pytest.raises(ConfigError, match="nor one of the shipped ones: annotations, bcss"):
         find_config("bcss/none", "train")
 
 
@@ -80,7 +88,7 @@ def extractor_of(config: TrainConfig, path: Path) -> dict[str, Any]:
     if own.get("name") == "hipt" and len(own) == 1 and path.parent.name == "small":
         return {"name": "hipt", **_pretrained("glas-small", "encoder")}
     if "name" not in own:
-        small = path.parent.name == "small" or path.stem.startswith("glas-small")
+        small = path.parent.name == "small" or path.stem.startswith(("glas-small", "annotations"))
         base = _pretrained("glas-small") if small else MODELS["pathsegdiff-brca"].extractor
         assert base is not None
         return with_options({"name": "pathsegdiff", **base}, own)
@@ -98,23 +106,43 @@ def _pretrained(name: str, part: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", TRAIN, ids=name_of)
-def test_extractor_and_head_fit(path: Path) -> None:
-    """At full size without memory: the shapes must fit, and every key be known."""
+def test_a_step_at_full_size_fits(path: Path) -> None:
+    """Forward and backward of a whole batch on the meta device: all shapes, no memory."""
     config = from_mapping(TrainConfig, load_yaml(path))
     mapping = extractor_of(config, path)
     with torch.device("meta"):
         extractor = build_extractor(mapping)
-        extractor.trainable(config.trainable)
+        trained = extractor.trainable(config.trainable)
         model = ModelConfig(
             extractor=extractor_mapping(extractor),
             head=config.head,
-            classes=[{"name": "a", "color": [0, 0, 0]}, {"name": "b", "color": [1, 1, 1]}],
+            classes=Squares.classes,
             mpp=config.mpp or 0.5,
             window_px=config.window_px,
         )
-        build_segmenter(model, extractor=extractor)
+        segmenter = build_segmenter(model, extractor=extractor)
+    sides = [n * extractor.tile_px for n in config.patch_tiles]
+    images = torch.zeros(2, 3, *sides, device="meta")
+    logits = segmenter.window_logits(segmenter.features(images, [Point(0, 0)] * 2, 0))
+    assert logits.shape == (2, 2, *sides)
+    logits.square().mean().backward()
+    assert all(p.grad is not None for p in segmenter.head.parameters())
+    reached = sum(p.grad is not None for p in trained)  # not the layers after the last tap
+    assert reached >= 0.95 * len(trained)
     assert mapping["name"] in EXTRACTORS
     assert config.head["name"] in HEADS
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=name_of)
+def test_the_loss_of_a_step_is_a_number(path: Path) -> None:
+    config = from_mapping(TrainConfig, load_yaml(path))
+    logits = torch.randn(2, 3, 16, 16, requires_grad=True)
+    target = torch.randint(0, 3, (2, 16, 16))
+    weights = torch.tensor([0.5, 0.7, 0.8]) if config.loss.class_weights != "none" else None
+    loss = segmentation_loss(logits, target, config.loss, weights=weights)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(loss)
+    assert float(logits.grad.abs().sum()) > 0  # type: ignore[union-attr]
 
 
 class Squares(LabelledDataset):

@@ -27,7 +27,7 @@ import click
 @click.option(
     "--config",
     help="YAML of the run, or a shipped one such as glas/res-unet or small/res-unet; without it "
-    "the paper's for bcss, glas and pannuke, else the defaults.",
+    "the paper's for bcss, glas and pannuke, and `annotations` for folder and qupath.",
 )
 @click.option(
     "--set",
@@ -72,7 +72,7 @@ def command(
     described = dataset_mapping(name)
     entry = DATASETS[described["name"]]
     chosen, split = config or entry.training, split or entry.part
-    mapping = apply_overrides(load_yaml(find_config(chosen, "train")) if chosen else {}, settings)
+    mapping = apply_overrides(load_yaml(find_config(chosen, "train")), settings)
     if limit is not None:
         mapping["limit"] = limit
     run = from_mapping(TrainConfig, mapping)

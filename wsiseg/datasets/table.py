@@ -27,13 +27,13 @@ class DatasetEntry(NamedTuple):
         open: a part of it: called with its folder, the part and the options.
         parts: its parts, for help pages; empty where the options name them.
         part: the part that training takes where none is named.
-        training: name of the shipped training configuration that is the default, or None.
+        training: name of the shipped training configuration that is the default.
     """
 
     config: type[Any]
     open: Callable[[Path, str, Any], LabelledDataset]
     parts: tuple[str, ...]
-    training: str | None = None
+    training: str
     part: str = "train"
 
 
@@ -43,8 +43,8 @@ DATASETS: dict[str, DatasetEntry] = {
     "pannuke": DatasetEntry(
         PanNukeConfig, PanNuke, PANNUKE_PARTS, "pannuke/ddpm-mlp", "lowdata-train"
     ),
-    "folder": DatasetEntry(FolderConfig, FolderDataset, ()),
-    "qupath": DatasetEntry(QuPathConfig, QuPathDataset, QUPATH_PARTS),
+    "folder": DatasetEntry(FolderConfig, FolderDataset, (), "annotations"),
+    "qupath": DatasetEntry(QuPathConfig, QuPathDataset, QUPATH_PARTS, "annotations"),
 }
 
 
