@@ -58,7 +58,9 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"{path}: cannot read the configuration ({e.strerror})") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: not UTF-8; save it as UTF-8 text") from e
+    except yaml.YAMLError as e:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(e).split())})") from e
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")

@@ -106,6 +106,8 @@ def test_a_fold_is_left_out_and_measured(folder: Path, run: Path, tmp_path: Path
     assert report["object"].keys() >= {"f1", "dice", "hausdorff", "per_image"}
     assert f"Dice {report['pixel']['dice']:.4f}" in done.stdout
     assert f"object F1 {report['object']['f1']:.4f}" in done.stdout
+    assert "were in the model's training" not in done.stderr
+    assert report["model"] == "run"
     with (tmp_path / "per_image.csv").open() as file:
         rows = list(csv.DictReader(file))
     trained = json.loads((run / "inputs.json").read_text())["images"]
@@ -129,6 +131,7 @@ def test_objects_are_cleaned_when_asked(folder: Path, run: Path, tmp_path: Path)
     report = json.loads((tmp_path / "b" / "metrics.json").read_text())
     assert report["object"]["tp"] == report["object"]["fp"] == 0
     assert report["object"]["fn"] == 24
+    assert "of the 12 images were in the model's training" in clean.stderr
     assert report["pixel"] == json.loads((tmp_path / "a" / "metrics.json").read_text())["pixel"]
 
 

@@ -71,7 +71,7 @@ def test_grades_are_classes(tmp_path: Path) -> None:
 def test_without_patients_there_is_a_warning(tmp_path: Path) -> None:
     make(tmp_path, 2)
     (tmp_path / "Grade.csv").unlink()
-    with pytest.warns(UserWarning, match="a patient of its own"):
+    with pytest.warns(UserWarning, match="has no row for train_1 and 1 others"):
         assert GlaS(tmp_path, "train").groups == ("train_1", "train_2")
 
 
@@ -79,7 +79,37 @@ def test_the_test_parts_are_for_measuring(tmp_path: Path) -> None:
     make(tmp_path, 1)
     for file in list(tmp_path.glob("train_*")):
         file.rename(file.with_name(file.name.replace("train", "testA")))
+    (tmp_path / "Grade.csv").write_text("name,patient ID\ntestA_1,4\n")
     assert GlaS(tmp_path, "testA").measuring
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    make(tmp_path, 2)
+    for text, message in (
+        ("", "no table with the columns"),
+        ("name,patient\ntrain_1,3\n", "no table with the columns"),
+        ("name,patient ID\ntrain_1,3\ntrain_2\n", "no patient ID for train_2"),
+    ):
+        (tmp_path / "Grade.csv").write_text(text)
+        with pytest.raises(DatasetError, match=message):
+            GlaS(tmp_path, "train")
+
+
+def test_glass_behind_what_is_transparent(tmp_path: Path) -> None:
+    make(tmp_path, 1, "png")
+    image = np.full((20, 30, 4), 60, np.uint8)
+    image[:10, :, 3], image[10:, :, 3] = 0, 255
+    Image.fromarray(image).save(tmp_path / "train_1.png")
+    pixels = GlaS(tmp_path, "train")[0].image
+    assert (pixels[:10] == 255).all()
+    assert (pixels[10:] == 60).all()
+
+
+def test_an_image_of_both_kinds_is_an_error(tmp_path: Path) -> None:
+    make(tmp_path, 1, "png")
+    make(tmp_path, 1, "bmp")
+    with pytest.raises(DatasetError, match="train_1 is there as bmp and as png"):
+        GlaS(tmp_path, "train")
 
 
 def test_options_come_from_yaml(tmp_path: Path) -> None:
@@ -91,5 +121,5 @@ def test_options_come_from_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name must be one of"):
         dataset_mapping(file)
     file.write_text("name: glas\nclass: grades\n")
-    with pytest.raises(ConfigError, match=r"unknown key glas\.class"):
+    with pytest.raises(ConfigError, match=r"glas.yaml: unknown key class"):
         dataset_mapping(file)

@@ -134,7 +134,7 @@ def test_arrays_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     on_disk.flush()
     assert (data[number].image == 77).all()
     np.testing.assert_array_equal(
-        class_pixels(data, [0]), np.bincount(data.mask(0).ravel(), minlength=6)
+        class_pixels(data, [0])[0], np.bincount(data.mask(0).ravel(), minlength=6)
     )
 
 

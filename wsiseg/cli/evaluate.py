@@ -15,7 +15,7 @@ import click
     "--dataset",
     "name",
     required=True,
-    help="bcss, glas, pannuke, qupath, folder, or a YAML file with one of them and its options.",
+    help="bcss, glas, pannuke, qupath, wsss4luad, consep, or a YAML file (folder and options).",
 )
 @click.option("--data", type=Path, required=True, help="Folder of the data set.")
 @click.option("--split", required=True, help="Part to measure on, such as test or testA.")
@@ -60,14 +60,16 @@ def command(
     from wsiseg.datasets.base import Subset, fold_split, parse_fold
     from wsiseg.datasets.table import dataset_mapping, open_dataset
     from wsiseg.models.checkpoint import load_model
-    from wsiseg.training.evaluate import Measuring, evaluate
-    from wsiseg.training.results import claim_results, write_results
+    from wsiseg.training.evaluate import Measuring, check_classes, evaluate
+    from wsiseg.training.results import claim_results, warn_of_training_images, write_results
 
     described = dataset_mapping(name)
     dataset = open_dataset(described, data, split)
     if fold is not None:
         dataset = Subset(dataset, fold_split(dataset.groups, *parse_fold(fold))[1])
     segmenter = load_model(model, device=device)
+    check_classes(segmenter.info.classes, dataset.classes)
+    warn_of_training_images(segmenter.info.card, described["name"], dataset.names)
     claim_results(out)  # a folder that cannot be written ends here, before the work
     how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes)
     progress = Progress(split, unit="image")
@@ -82,15 +84,19 @@ def command(
         "command": shlex.join(["wsiseg", *sys.argv[1:]]),
     }
     write_results(out, result, segmenter, dataset=dataset, about=about, panels=panels)
-    pixel = result.pixel
+    pixel, unlabelled = result.pixel, len(dataset) - len(result.per_image)
+    if unlabelled:
+        click.echo(f"wsiseg: warning: {unlabelled} images have no labelled pixel", err=True)
     line = (
         f"{described['name']} {split}{f' fold {fold}' if fold else ''}, {len(result.per_image)} "
         f"images: accuracy {pixel['accuracy']:.4f}  Dice {pixel['dice']:.4f}  "
         f"mIoU {pixel['miou']:.4f}"
     )
     if result.object is not None:
-        line += "  object F1 {f1:.4f}  Dice {dice:.4f}  Hausdorff {hausdorff:.1f} px".format(
-            **result.object
+        found = result.object
+        line += (
+            f"  object F1 {found['f1']:.4f}  Dice {found['dice']:.4f}  Hausdorff "
+            f"{found['hausdorff']:.1f} px ({found['hausdorff_um']:.0f} um)"
         )
     click.echo(line)
     click.echo(f"wrote {out / 'report.html'}")

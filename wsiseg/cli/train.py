@@ -12,12 +12,14 @@ import click
     "--dataset",
     "name",
     required=True,
-    help="bcss, glas, pannuke, qupath, folder, or a YAML file with one of them and its options.",
+    help="bcss, glas, pannuke, qupath, wsss4luad, consep, or a YAML file (folder and options).",
 )
 @click.option("--data", type=Path, required=True, help="Folder of the data set.")
 @click.option("--split", help="Part to train on; default train (pannuke: lowdata-train).")
 @click.option("--fold", metavar="K/N", help="Leave out fold K of N (whole patients).")
-@click.option("--limit", type=int, help="Labelled images to train on, drawn by the seed.")
+@click.option(
+    "--limit", type=click.IntRange(1), help="Labelled images to train on, drawn by the seed."
+)
 @click.option(
     "--extractor",
     help="Extractor: a file of `wsiseg pretrain` or `wsiseg models import`, a checkpoint, or a "

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from wsiseg.classes import IGNORE, Classes
 from wsiseg.errors import DatasetError, UsageError
@@ -72,6 +73,14 @@ class LabelledDataset(ABC):
     def files(self) -> tuple[int, ...]:
         """Number of the file that each image is cut from: those of one file are read together."""
         return tuple(range(len(self)))
+
+
+def rgb(image: Image.Image) -> UInt8:
+    """(H, W, 3) uint8 of an image; what is transparent becomes white, as glass is."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 class Subset(LabelledDataset):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from wsiseg.classes import IGNORE, Classes, TissueClass
-from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8
+from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8, rgb
 from wsiseg.errors import ConfigError, DatasetError, UsageError
 
 _MAX_VALUE = 65535
@@ -249,7 +249,7 @@ def _read_rgb(path: Path) -> UInt8:
     image = _load(path)
     if image.mode.startswith(("I", "F")):
         raise DatasetError(f"{path}: has more than 8 bits a channel; convert it to 8-bit RGB")
-    return np.asarray(image.convert("RGB"))
+    return rgb(image)
 
 
 def _read_labels(path: Path) -> npt.NDArray[np.int64]:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from wsiseg.classes import Classes, TissueClass
-from wsiseg.datasets.base import Int32, LabelledDataset, LabelledImage, UInt8
+from wsiseg.datasets.base import Int32, LabelledDataset, LabelledImage, UInt8, rgb
 from wsiseg.errors import DatasetError, UsageError
 
 MPP = 0.62005
@@ -85,6 +85,14 @@ class GlaS(LabelledDataset):
             raise DatasetError(f"{self.root}: {doubled[0]} is there as bmp and as png; keep one")
         self.names = tuple(path.stem for path in self.paths)
         rows = read_grades(self.root)
+        unlisted = [n for n in self.names if n not in rows]
+        if unlisted:
+            more = f" and {len(unlisted) - 1} others" if len(unlisted) > 1 else ""
+            warnings.warn(
+                f"{self.root / 'Grade.csv'}: has no row for {unlisted[0]}{more}; each counts as a "
+                "patient of its own",
+                stacklevel=2,
+            )
         self.groups = tuple(rows[n].group if n in rows else n for n in self.names)
         self.measuring = part != "train"
         self.classes = GRADES if config.classes == "grades" else CLASSES
@@ -94,7 +102,7 @@ class GlaS(LabelledDataset):
 
     def __getitem__(self, index: int) -> LabelledImage:
         path = self.paths[index]
-        image = np.asarray(_open(path).convert("RGB"))
+        image = rgb(_open(path))
         instances = self.instances(index)
         if instances.shape != image.shape[:2]:
             raise DatasetError(f"{path}: image and annotation differ in size")
@@ -135,16 +143,13 @@ class GradeRow(NamedTuple):
 def read_grades(root: Path) -> dict[str, GradeRow]:
     """Patient and grade by image name from Grade.csv, whose names and values carry stray spaces.
 
-    Without the file there is a warning and every image is a group of its own.
+    Without the file there are none.
 
     Raises:
-        DatasetError: not such a table.
+        DatasetError: not such a table, or a row without a patient.
     """
     path = root / "Grade.csv"
     if not path.exists():
-        warnings.warn(
-            f"{path} is not there: each image counts as a patient of its own", stacklevel=3
-        )
         return {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -153,12 +158,12 @@ def read_grades(root: Path) -> dict[str, GradeRow]:
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise DatasetError(f"{path}: not a readable table ({e})") from e
-    try:
-        return {
-            row["name"]: GradeRow(f"patient {row['patient ID']}", _malignant(row)) for row in rows
-        }
-    except KeyError as e:
-        raise DatasetError(f"{path}: no column {e}; expected 'name' and 'patient ID'") from e
+    if not rows or not {"name", "patient ID"} <= rows[0].keys():
+        raise DatasetError(f"{path}: no table with the columns 'name' and 'patient ID'")
+    for row in rows:
+        if row["patient ID"] in ("", "None"):
+            raise DatasetError(f"{path}: no patient ID for {row['name']}")
+    return {row["name"]: GradeRow(f"patient {row['patient ID']}", _malignant(row)) for row in rows}
 
 
 def _malignant(row: Mapping[str, str]) -> bool | None:

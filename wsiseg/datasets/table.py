@@ -69,7 +69,10 @@ def dataset_mapping(name: str | Path) -> dict[str, Any]:
     if not isinstance(key, str) or key not in DATASETS:
         raise ConfigError(f"{text}: name must be one of {known}, not {key!r}")
     options = {k: v for k, v in data.items() if k != "name"}
-    return {"name": key, **to_mapping(from_mapping(DATASETS[key].config, options, key))}
+    try:
+        return {"name": key, **to_mapping(from_mapping(DATASETS[key].config, options))}
+    except ConfigError as e:
+        raise ConfigError(f"{text}: {e}") from e
 
 
 def open_dataset(dataset: Mapping[str, Any] | str, root: str | Path, part: str) -> LabelledDataset:

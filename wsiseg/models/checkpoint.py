@@ -172,7 +172,7 @@ def load_model(name_or_path: str | Path, *, device: str = "auto") -> Segmenter:
         if config.extractor[key] != value:
             raise CheckpointError(f"{path}: {key} is not {value}, as {name_or_path} has it")
     info = {
-        "name": entry.name if entry else path.stem,
+        "name": entry.name if entry else _file_name(path),
         "sha256": storage.sha256_of(path),
         "licence": metadata["licence"],
         "card": metadata["card"],
@@ -224,6 +224,11 @@ def load_extractor(
         _fill(path, extractor, {n.removeprefix("extractor."): tensors[n] for n in expected})
     extractor.requires_grad_(False)
     return extractor.eval().to(target)
+
+
+def _file_name(path: Path) -> str:
+    """What to call a model by its file; that of a training run is called by its folder."""
+    return path.stem if path.stem != "model" else path.resolve().parent.name
 
 
 def _named_options(entry: zoo.ZooEntry | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class ModelInfo:
     """What a prediction takes from the model, and nothing else decides.
 
     Attributes:
-        name: name in the zoo or stem of the checkpoint file.
+        name: name in the zoo, of the training run, or stem of the checkpoint file.
         sha256: digest of the checkpoint file; of the configuration for a model without weights.
         classes: classes in network order.
         mpp: micrometres per pixel of its windows.

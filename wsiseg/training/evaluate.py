@@ -42,7 +42,8 @@ class Evaluation:
         per_image: metrics of each image that has a labelled pixel, by name: accuracy, dice, miou,
             f1, and where there are such: object_f1, object_dice, object_hausdorff, uncertainty
             (its mean).
-        object: pooled object scores and their means, see `objects.pool`; None without instances.
+        object: pooled object scores and their means, see `objects.pool`, and hausdorff_um; None
+            without instances.
         how: as it was measured.
     """
 
@@ -104,7 +105,11 @@ def evaluate(
         if progress is not None:
             progress(done, len(wanted))
     pixel = pixel_metrics(tally.matrix, dataset.classes)
-    return Evaluation(pixel, tally.rows, pool(tally.objects) if tally.objects else None, how)
+    objects = None
+    if tally.objects:
+        objects = pool(tally.objects)
+        objects["hausdorff_um"] = objects["hausdorff"] * dataset.mpp
+    return Evaluation(pixel, tally.rows, objects, how)
 
 
 def predict_item(

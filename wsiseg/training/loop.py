@@ -260,7 +260,7 @@ def _check_finite(value: float, what: str, step: int) -> None:
     if not math.isfinite(value):
         raise ModelError(
             f"the {what} is not finite at step {step + 1}; try a lower loop.learning_rate, more "
-            "loop.warmup_steps or loop.precision=fp32; the last good state is kept for --resume"
+            "loop.warmup_steps or loop.precision=fp32, in another --out"
         )
 
 

@@ -1,13 +1,14 @@
 """The files of an evaluation: numbers, table, pictures, report. Measures nothing itself.
 
-metrics.json is written last, so that where it stands everything else does.
+metrics.json is taken away before the others are written and comes last: where it stands, all stand.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,21 @@ from wsiseg.training.published import published_rows
 from wsiseg.training.report import write_report
 
 
+def warn_of_training_images(card: Mapping[str, Any], dataset: str, names: Sequence[str]) -> None:
+    """Warn where images to measure on are among those that the model's card says it learnt from."""
+    if card.get("dataset", {}).get("name") != dataset:
+        return
+    seen = set(card.get("training_images", ())) & set(names)
+    if seen:
+        warnings.warn(
+            f"{len(seen)} of the {len(names)} images were in the model's training: these numbers "
+            "do not say how good it is",
+            stacklevel=2,
+        )
+
+
 def claim_results(out: Path) -> None:
-    """Make the folder, see that it can be written, and take away the numbers of an earlier run.
+    """Make the folder and see that it can be written; earlier results stay for now.
 
     Raises:
         OutputError: it cannot be written.
@@ -34,7 +48,6 @@ def claim_results(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".probe").touch()
         (out / ".probe").unlink()
-        (out / "metrics.json").unlink(missing_ok=True)
     except OSError as e:
         raise OutputError(f"{out}: cannot be written ({e.strerror or e})") from e
 
@@ -76,6 +89,7 @@ def write_results(
         "fill_holes": how.fill_holes,
         **result.summary(),
     }
+    (out / "metrics.json").unlink(missing_ok=True)
     _write_table(out / "per_image.csv", result.per_image)
     confusion = out / "confusion.png"
     draw_confusion(confusion, np.asarray(result.pixel["confusion"]), dataset.classes)

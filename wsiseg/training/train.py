@@ -43,6 +43,8 @@ __all__ = ["FeatureCacheConfig", "TrainConfig", "train"]
 
 PANELS = 4
 """Validation images drawn into the run folder."""
+MOST_NAMES = 20_000
+"""Images that a card names at most."""
 
 
 def train(
@@ -82,6 +84,7 @@ def train(
     inputs = choose_inputs(config, dataset)
     if processes.first:
         claim_run(out, config, resume=resume)
+        print(_described(inputs), flush=True)
     processes.wait()
     torch.manual_seed(config.seed)
     target = _stain_target(config, dataset, inputs.training)
@@ -143,6 +146,17 @@ def choose_inputs(config: TrainConfig, dataset: LabelledDataset) -> Inputs:
     if config.loss.class_weights == "frequency":
         weights = frequency_weights(counts.tolist(), names=names, allow_empty=True)
     return Inputs(dataset, training, held, pixels, weights)
+
+
+def _described(inputs: Inputs) -> str:
+    """A line on what is trained with."""
+    shares = inputs.pixels.sum(axis=0) / max(1, inputs.pixels.sum())
+    names = inputs.dataset.classes.names
+    classes = ", ".join(f"{n} {s:.1%}" for n, s in zip(names, shares, strict=True))
+    return (
+        f"training on {len(inputs.training)} images, validating on {len(inputs.validation)}; "
+        f"labelled pixels: {classes}"
+    )
 
 
 def training_patches(
@@ -254,7 +268,14 @@ def _write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> 
     config, segmenter, out = task.config, task.segmenter, path.parent
     inputs, licence = task.inputs, licence_of(task.config, task.dataset.terms, provenance)
     sizes = {"training": len(inputs.training), "validation": len(inputs.validation)}
-    card = {"training": to_mapping(config), "images": sizes, "wsiseg": __version__, **provenance}
+    names = [inputs.dataset.names[i] for i in (*inputs.training, *inputs.validation)]
+    card = {
+        "training": to_mapping(config),
+        "images": sizes,
+        "training_images": names[:MOST_NAMES],
+        "wsiseg": __version__,
+        **provenance,
+    }
     last = {**card, "validation": None}
     save_checkpoint(
         out / "last.safetensors", segmenter.eval(), card=last, licence=licence, dtype="float16"

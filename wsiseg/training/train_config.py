@@ -84,6 +84,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} {getattr(self, name)}: must not be negative")
         if min(self.patch_tiles) < 1 or self.cache_mb < 1:
             raise ConfigError("patch_tiles and cache_mb must be at least 1")
+        if self.mpp is not None and not 0 < self.mpp < float("inf"):
+            raise ConfigError(f"mpp {self.mpp}: must be above 0")
         if self.resize_px is not None and self.resize_px < 1:
             raise ConfigError(f"resize_px {self.resize_px}: must be above 0")
         if self.feature_cache.patches and self.trainable != "none":
