@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ def test_the_reference_has_every_key_with_its_default() -> None:
 def test_data_sets_load(path: Path) -> None:
     assert dataset_mapping(path)["name"] in DATASETS
     assert dataset_mapping(path.stem) == dataset_mapping(path)
+
+
+def test_the_example_in_the_documentation_loads(tmp_path: Path) -> None:
+    text = (ROOT.parent / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(block)
+    mapping = dataset_mapping(tmp_path / "mine.yaml")
+    assert [p["name"] for p in mapping["parts"]] == ["train", "test"]
+    assert mapping["classes"][1]["values"] == [1, 4]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pretrain").rglob("*.yaml")), ids=name_of)
