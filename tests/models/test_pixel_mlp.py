@@ -174,13 +174,14 @@ def test_divergence_by_hand() -> None:
 @torch.inference_mode()
 def test_uncertainty_covers_the_window() -> None:
     head, maps = make().eval(), features()
-    found = head.uncertainty(maps)
+    logits, found = head.judge(maps)
+    assert torch.equal(logits, head(maps))
     assert found.shape == (2, 2 * TILE, 3 * TILE)
     rows = joined(maps)
     probabilities = torch.stack([literal(m, rows).softmax(1) for m in head.ensemble])
     expected = divergence(probabilities.permute(0, 2, 1)[:, None, ..., None]).flatten()
     assert torch.allclose(found.flatten(), expected, atol=1e-5)
-    alone = make(members=1).eval().uncertainty(maps)
+    alone = make(members=1).eval().judge(maps)[1]
     assert float(alone.abs().max()) <= 1e-6
 
 
@@ -264,7 +265,7 @@ def test_members_learn_and_differ() -> None:
     head.eval()
     with torch.inference_mode():
         assert float((head(maps).argmax(1) == truth).float().mean()) > 0.9
-        assert float(head.uncertainty(maps).max()) > 0.01
+        assert float(head.judge(maps)[1].max()) > 0.01
 
 
 @pytest.mark.parametrize(

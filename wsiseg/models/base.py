@@ -110,9 +110,13 @@ class Head(nn.Module, ABC):
         """
         return criterion(self(features).float(), target)
 
-    def uncertainty(self, features: Features) -> Tensor | None:
-        """(B, H, W) float32 from 0 to 1, where the head can tell (an ensemble); else None."""
-        return None
+    def judge(self, features: Features) -> tuple[Tensor, Tensor | None]:
+        """Logits as of `forward` and, where the head can tell (an ensemble), how unsure they are.
+
+        Returns:
+            (B, class_count, H, W) logits, and (B, H, W) float32 from 0 (sure) to 1, or None.
+        """
+        return self(features), None
 
 
 def lay_out(maps: Tensor) -> Tensor:

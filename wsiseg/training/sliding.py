@@ -166,8 +166,8 @@ def _weights(height: int, width: int) -> Tensor:
 
 def _maps(segmenter: Segmenter, features: Features) -> Tensor:
     """(C[+1], h, w) probabilities, and the uncertainty where the head gives one, on the CPU."""
-    probabilities = segmenter.window_probabilities(features)[0]
-    uncertainty = segmenter.head.uncertainty(features)
+    logits, uncertainty = segmenter.head.judge(features)
+    probabilities = logits[0].float().softmax(dim=0)
     if uncertainty is None:
         return probabilities.cpu()
     return torch.cat((probabilities, uncertainty)).cpu()

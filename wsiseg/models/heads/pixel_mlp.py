@@ -83,12 +83,15 @@ class PixelMLPHead(Head):
         """
         return self._each_tile(features, vote)
 
-    def uncertainty(self, features: Features) -> Tensor:
-        """(B, R * tile, K * tile) float32 Jensen-Shannon divergence of the members / log classes.
+    def judge(self, features: Features) -> tuple[Tensor, Tensor]:
+        """The votes, and the Jensen-Shannon divergence of the members / log classes (B, H, W).
 
         0: the members agree on the probabilities; 1: each is certain, of all classes equally often.
         """
-        return self._each_tile(features, lambda p: divergence(p)[:, None])[:, 0]
+        both = self._each_tile(
+            features, lambda p: torch.cat((vote(p), divergence(p)[:, None]), dim=1)
+        )
+        return both[:, :-1], both[:, -1]
 
     def loss(self, features: Features, target: Tensor, criterion: Criterion) -> Tensor:
         """Mean over the members of the criterion on what they say of their drawn pixels.
