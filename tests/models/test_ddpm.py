@@ -146,7 +146,7 @@ def test_layout_is_guided_diffusions() -> None:
 def test_features_are_taps_of_the_noised_image() -> None:
     extractor = tiny()
     maps = extractor(images(), PLACES, 7)
-    noise = place_noise([Point(0, 0)], 7, 0, (3, 32, 32))
+    noise = place_noise([Point(0, 0)], 0, 0, (3, 32, 32))  # whatever the seed
     for i, t in enumerate((50, 250)):
         share = float(extractor.alphas_bar[t])
         noised = share**0.5 * images() + (1 - share) ** 0.5 * noise
@@ -163,8 +163,9 @@ def test_noise_is_shared_by_all_tiles_or_their_own() -> None:
     a = shared(image, PLACES, 3)[-1]
     assert torch.allclose(a[0], a[1], atol=1e-5)
     assert torch.equal(shared(image, PLACES[::-1], 3)[-1], a)
-    assert float((shared(image, PLACES, 4)[-1] - a).abs().max()) > 1e-2
+    assert torch.equal(shared(image, PLACES, 4)[-1], a)
     b = own(image, PLACES, 3)[-1]
+    assert float((own(image, PLACES, 4)[-1] - b).abs().max()) > 1e-2
     assert float((b[0] - b[1]).abs().max()) > 1e-2
     assert torch.allclose(own(image[1:], PLACES[1:], 3)[-1], b[1:], atol=1e-4)
 

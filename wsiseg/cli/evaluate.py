@@ -69,7 +69,7 @@ def command(
         dataset = Subset(dataset, fold_split(dataset.groups, *parse_fold(fold))[1])
     segmenter = load_model(model, device=device)
     check_classes(segmenter.info.classes, dataset.classes)
-    warn_of_training_images(segmenter.info.card, described["name"], dataset.names)
+    warn_of_training_images(segmenter.info.card, described, dataset.names)
     claim_results(out)  # a folder that cannot be written ends here, before the work
     how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes)
     progress = Progress(split, unit="image")

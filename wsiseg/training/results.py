@@ -25,9 +25,12 @@ from wsiseg.training.published import published_rows
 from wsiseg.training.report import write_report
 
 
-def warn_of_training_images(card: Mapping[str, Any], dataset: str, names: Sequence[str]) -> None:
-    """Warn where images to measure on are among those that the model's card says it learnt from."""
-    if card.get("dataset", {}).get("name") != dataset:
+def warn_of_training_images(
+    card: Mapping[str, Any], dataset: Mapping[str, Any], names: Sequence[str]
+) -> None:
+    """Warn where images of a data set are among those that the model's card says it learnt from."""
+    own = card.get("dataset", {})
+    if any(own.get(key) != value for key, value in dataset.items()):
         return
     seen = set(card.get("training_images", ())) & set(names)
     if seen:
