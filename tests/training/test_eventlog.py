@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import io
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -67,20 +65,6 @@ def test_a_resumed_run_does_not_double_rows(tmp_path: Path) -> None:
         for step in (3, 4, 5):
             log.scalars("training", {"step": step, "loss": 1.0 * step})
     assert shown(tmp_path)["training/loss"] == [(1, 7.0), (2, 6.0), (3, 3.0), (4, 4.0), (5, 5.0)]
-
-
-def test_pictures_are_read_back(tmp_path: Path) -> None:
-    Image.new("RGB", (2000, 500), (200, 10, 10)).save(tmp_path / "panel.png")
-    with EventLog(tmp_path / "run") as log:
-        log.picture("panels/a", tmp_path / "panel.png", 7)
-        (tmp_path / "panel.png").write_text("no picture")
-        with pytest.raises(OutputError, match="cannot be read"):
-            log.picture("panels/a", tmp_path / "panel.png", 8)
-    event = events(tmp_path / "run")[-1]
-    assert (event.step, event.summary.value[0].tag) == (7, "panels/a")
-    with Image.open(io.BytesIO(event.summary.value[0].image.encoded_image_string)) as picture:
-        assert picture.size == (1000, 250)
-        assert picture.getpixel((5, 5)) == (200, 10, 10)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scalars and pictures of a run as TensorBoard events. Knows no networks.
+"""Scalars of a run as TensorBoard events. Knows no networks.
 
 Events are written at once and in this thread, so that a full disk is an error of the call and
 not a queue that waits for a writer that is gone.
@@ -6,7 +6,6 @@ not a queue that waits for a writer that is gone.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,37 +62,6 @@ class EventLog:
             if name != "step"
         ]
         self._write(self._event(step=int(row["step"]), summary=Summary(value=values)))
-
-    def picture(self, name: str, path: str | Path, step: int) -> None:
-        """Write a picture file, such as a panel, made smaller where it is large.
-
-        Args:
-            name: heading in TensorBoard.
-            path: a picture that Pillow reads.
-            step: the step it belongs to.
-
-        Raises:
-            OutputError: the picture cannot be read or the file cannot be written.
-        """
-        from PIL import Image
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        data = io.BytesIO()
-        try:
-            with Image.open(path) as source:
-                image = source.convert("RGB")
-        except OSError as e:
-            raise OutputError(f"{path}: cannot be read as a picture ({e})") from e
-        image.thumbnail((1000, 1000))
-        image.save(data, format="PNG")
-        picture = Summary.Image(
-            height=image.height,
-            width=image.width,
-            colorspace=3,
-            encoded_image_string=data.getvalue(),
-        )
-        value = Summary.Value(tag=name, image=picture)
-        self._write(self._event(step=step, summary=Summary(value=[value])))
 
     def close(self) -> None:
         """End the file."""

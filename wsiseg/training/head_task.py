@@ -116,7 +116,7 @@ class HeadTask:
             found.append(features)
         device = self.segmenter.device
         return tuple(
-            torch.stack([f.float() for f in maps]).to(device) for maps in zip(*found, strict=True)
+            torch.stack([f.to(device).float() for f in maps]) for maps in zip(*found, strict=True)
         )
 
     def after_step(self, step: int) -> Outcome | None:
