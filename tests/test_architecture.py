@@ -11,7 +11,20 @@ import wsiseg
 
 ROOT = Path(wsiseg.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-FOUNDATION = {"atomic", "canvas", "config", "classes", "geometry", "errors", "stain", "__version__"}
+FOUNDATION = {
+    "atomic",
+    "canvas",
+    "classes",
+    "cleaning",
+    "config",
+    "errors",
+    "geometry",
+    "objects",
+    "parting",
+    "regions",
+    "stain",
+    "__version__",
+}
 ROOMS = {
     "slides": set(),
     "models": set(),

@@ -78,3 +78,40 @@ def test_remove(tmp_path: Path) -> None:
     canvas = make(tmp_path)
     canvas.remove()
     assert not canvas.path.exists()
+
+
+def test_borders_and_objects_are_kept_only_where_asked_for(tmp_path: Path) -> None:
+    plain = make(tmp_path)
+    assert not plain.has_border
+    assert sorted(p.name for p in plain.path.iterdir()) == [
+        "confidence",
+        "done",
+        "labels",
+        "zarr.json",
+    ]
+    chunk = np.ones((256, 256), np.uint8)
+    with pytest.raises(CanvasError, match="chunk"):
+        plain.write_chunk(0, 0, chunk, chunk, chunk)
+    with pytest.raises(CanvasError, match="has no border"):
+        plain.border(plain.grid.box)
+
+    canvas = Canvas.create(
+        tmp_path / "b.canvas", grid=plain.grid, classes=CLASSES, record={}, border=True
+    )
+    labels = np.ones((300, 512), np.uint8)
+    with pytest.raises(CanvasError, match="chunk"):
+        canvas.write_chunk(0, 0, labels, labels)
+    canvas.write_chunk(0, 0, labels, labels, 7 * labels)
+    box = Box(0, 0, 512, 300)
+    assert (canvas.border(box) == 7).all()
+    canvas.write_labels(box, 2 * labels)
+    assert (canvas.labels(box) == 2).all()
+    objects = np.arange(300 * 512, dtype=np.int32).reshape(300, 512)
+    canvas.write_objects(box, objects)
+    assert not canvas.has_objects, "not before the record says that all are there"
+    canvas.update_record(objects={"Gland": 5})
+    again = Canvas.open(canvas.path)
+    assert again.has_border
+    assert again.has_objects
+    assert np.array_equal(again.objects(box), objects)
+    assert again.colours(box)[0, :2].tolist() == [-2, 1]

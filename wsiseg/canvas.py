@@ -6,11 +6,15 @@ group with
     labels      (H, W) uint8   0 = not analysed, 1..C = classes
     confidence  (H, W) uint8   probability of the label x 255, rounded; 0 where not analysed
     done        (R, K) uint8   1 where the chunk (row, column) holds its final values
+    border      (H, W) uint8   where the model has borders: probability of the border of an
+                               object x 255, rounded; 0 where not analysed
+    objects     (H, W) int32   where the model has borders: 1.. = objects, 0 = none
     thumbnail   (h, w, 3) uint8 the slide, for the overview
     tissue      (h', w') uint8 1 = tissue, at the resolution of its detection
 
 and a JSON record (attributes) of everything the output files state: grid, classes, slide, model,
-parameters. Memory bound: a reader or writer holds the chunks of the box it was asked for.
+parameters, and the number of objects by class once they are made. Memory bound: a reader or writer
+holds the chunks of the box it was asked for.
 A chunk is marked done only after its pixels are on disk, so what is done survives a kill.
 """
 
@@ -31,6 +35,7 @@ from wsiseg.errors import CanvasError
 from wsiseg.geometry import Box, Grid, Size
 
 UInt8 = npt.NDArray[np.uint8]
+Int32 = npt.NDArray[np.int32]
 FORMAT = 1
 RECORD = "wsiseg"
 
@@ -45,7 +50,7 @@ class Canvas:
         chunk_px: side of a chunk; chunks at the right and bottom edges are smaller.
         record: what was recorded of slide, model, parameters and run, ready for JSON. Keys
             `slide`, `model`, `parameters`; inference adds `timings` and `status` at the end
-            through `update_record`.
+            through `update_record`, and `objects` (class name to number) where it makes some.
     """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
@@ -61,6 +66,7 @@ class Canvas:
         self.record: dict[str, Any] = dict(meta["record"])
         self._labels: Any = group["labels"]
         self._confidence: Any = group["confidence"]
+        self._planes: dict[str, Any] = {"labels": self._labels, "confidence": self._confidence}
         self._done: Any = group["done"]
         self._done_cache: UInt8 = np.asarray(self._done[:])
 
@@ -73,8 +79,11 @@ class Canvas:
         classes: Classes,
         record: Mapping[str, Any],
         chunk_px: int = 512,
+        border: bool = False,
     ) -> Canvas:
         """A new empty canvas in the folder `path`, replacing what is there.
+
+        With `border` it takes the probabilities of borders beside the labels.
 
         Raises:
             CanvasError: the folder cannot be written.
@@ -99,7 +108,7 @@ class Canvas:
             if path.exists():
                 shutil.rmtree(path)
             group = zarr.open_group(str(path), mode="w")
-            for name in ("labels", "confidence"):
+            for name in ("labels", "confidence", "border")[: 3 if border else 2]:
                 group.create_array(
                     name, shape=(height, width), chunks=chunk, dtype="uint8", fill_value=0
                 )
@@ -150,7 +159,19 @@ class Canvas:
         """Whether the chunk holds its final values."""
         return bool(self._done_cache[row, column])
 
-    def write_chunk(self, row: int, column: int, labels: UInt8, confidence: UInt8) -> None:
+    @property
+    def has_border(self) -> bool:
+        """Whether there are probabilities of borders."""
+        return "border" in self._group
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether objects were made, all of them."""
+        return "objects" in self.record and "objects" in self._group
+
+    def write_chunk(
+        self, row: int, column: int, labels: UInt8, confidence: UInt8, border: UInt8 | None = None
+    ) -> None:
         """Write the final values of one chunk, then mark it done.
 
         Args:
@@ -158,19 +179,22 @@ class Canvas:
             column: chunk column.
             labels: (h, w) uint8 values on disk, of the size of `chunk_box(row, column)`.
             confidence: (h, w) uint8, probability x 255.
+            border: (h, w) uint8, probability x 255, just where the canvas has borders.
 
         Raises:
             CanvasError: wrong shape, or the disk does not take it.
         """
         box = self.chunk_box(row, column)
         expected = (box.height, box.width)
-        if labels.shape != expected or confidence.shape != expected:
-            raise CanvasError(
-                f"chunk ({row}, {column}) is {expected}, not {labels.shape} and {confidence.shape}"
-            )
+        planes = {"labels": labels, "confidence": confidence}
+        if border is not None:
+            planes["border"] = border
+        shapes = [p.shape for p in planes.values()]
+        if shapes != [expected] * (2 + self.has_border):
+            raise CanvasError(f"chunk ({row}, {column}) is {expected}, not {shapes}")
+        for name, plane in planes.items():
+            self._put(name, box, plane)
         try:
-            self._labels[box.slices] = labels
-            self._confidence[box.slices] = confidence
             self._done_cache[row, column] = 1
             self._done[row, :] = self._done_cache[row]
         except OSError as e:
@@ -183,6 +207,50 @@ class Canvas:
     def confidence(self, box: Box) -> UInt8:
         """(h, w) uint8 confidences of a box inside the grid."""
         return np.asarray(self._confidence[box.slices])
+
+    def border(self, box: Box) -> UInt8:
+        """(h, w) uint8 probabilities of borders, of a canvas that has them."""
+        return np.asarray(self._plane("border")[box.slices])
+
+    def objects(self, box: Box) -> Int32:
+        """(h, w) int32 objects of a box inside the grid, 0 = none; see `write_objects`."""
+        return np.asarray(self._plane("objects")[box.slices])
+
+    def colours(self, box: Box) -> UInt8 | Int32:
+        """(h, w) what neighbouring pixels have in common if they are of one region, 0 where not
+        analysed: the labels, or where objects were made their numbers (int32), and minus the label
+        of what belongs to none."""
+        labels = self.labels(box)
+        if not self.has_objects:
+            return labels
+        objects = self.objects(box)
+        return np.where(objects > 0, objects, -labels.astype(np.int32))
+
+    def write_labels(self, box: Box, labels: UInt8) -> None:
+        """Replace the labels of a box of chunks that are done."""
+        self._put("labels", box, labels)
+
+    def write_objects(self, box: Box, objects: Int32) -> None:
+        """Write the objects of a box; `record["objects"]` says that all are there."""
+        if "objects" not in self._group:
+            shape, chunks = self._labels.shape, self._labels.chunks
+            self._group.create_array(
+                "objects", shape=shape, chunks=chunks, dtype="int32", fill_value=0
+            )
+        self._put("objects", box, objects)
+
+    def _plane(self, name: str) -> Any:
+        if name not in self._planes:
+            if name not in self._group:
+                raise CanvasError(f"{self.path}: has no {name}")
+            self._planes[name] = self._group[name]
+        return self._planes[name]
+
+    def _put(self, name: str, box: Box, values: UInt8 | Int32) -> None:
+        try:
+            self._plane(name)[box.slices] = values
+        except OSError as e:
+            raise CanvasError(f"{self.path}: cannot write ({e.strerror or e})") from e
 
     def set_image(self, name: str, image: UInt8) -> None:
         """Keep a small picture (`thumbnail` or `tissue`) in the canvas."""

@@ -10,9 +10,9 @@ import torch
 from click.testing import CliRunner
 
 from wsiseg.cli.models import command
-from wsiseg.errors import CheckpointError
+from wsiseg.errors import CheckpointError, ConfigError, UsageError
 from wsiseg.models import zoo
-from wsiseg.models.checkpoint import save_checkpoint
+from wsiseg.models.checkpoint import load_model, save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter
 
 COUNTS = {
@@ -120,3 +120,48 @@ def test_show_what_is_not_there(tmp_path: Path) -> None:
         result = CliRunner().invoke(command, ["show", name])
         assert isinstance(result.exception, CheckpointError)
         assert message in str(result.exception)
+
+
+def test_card_sets_what_no_weight_depends_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        extractor={"name": "cnn", "channels": [4, 4, 4, 4], "tile_px": 32},
+        head={"name": "unet", "widths": [4] * 5},
+        classes=[
+            {"name": "a", "color": [0, 0, 0], "background": True},
+            {"name": "b", "color": [9, 9, 9]},
+        ],
+        window_px=32,
+        border=True,
+    )
+    path, report = tmp_path / "m.safetensors", tmp_path / "metrics.json"
+    save_checkpoint(path, build_segmenter(config), card={}, licence="CC0-1.0", dtype="float16")
+    report.write_text(
+        json.dumps(
+            {
+                "pixel": {"accuracy": 0.5, "dice": 0.25, "miou": 0.125},
+                "object": {"f1": 0.75, "dice": 0.5, "hausdorff": 3.0},
+                "calibration": {"ece": 0.01},
+                "images": 7,
+                "tta": True,
+                "seeds": [0],
+                "dataset": {"name": "glas"},
+                "split": "testA",
+            }
+        )
+    )
+    words = ["card", str(path), "--metrics", str(report), "--out", str(path)]
+    chosen = ["--set", "objects.min_area_um2=400", "--set", "temperature=1.5"]
+    done = CliRunner().invoke(command, [*words, *chosen])
+    assert done.exit_code == 0, done.output
+    info = load_model(path, device="cpu").info
+    assert (info.temperature, info.objects.min_area_um2, info.border) == (1.5, 400.0, True)
+    row = info.card["metrics"]["glas testA, TTA"]
+    assert (row["dice"], row["object f1"], row["ece"], row["images"]) == (0.25, 0.75, 0.01, 7)
+    for setting, message in (
+        ("mpp=1", "only objects and temperature"),
+        ("temperature=0", "above 0"),
+    ):
+        refused = CliRunner().invoke(command, [*words, "--set", setting])
+        assert isinstance(refused.exception, UsageError | ConfigError)
+        assert message in str(refused.exception)

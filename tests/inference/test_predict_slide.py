@@ -26,6 +26,7 @@ from wsiseg.inference.estimate import estimate, measure_speed
 from wsiseg.inference.predict import PredictOptions, predict_slide, prepare
 from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.views import ViewedSegmenter
 
 OPTIONS = PredictOptions(overlap_px=32, batch_size=4, workers=2)
 
@@ -348,6 +349,22 @@ def test_bf16_on_a_cpu_runs_in_bf16(tmp_path: Path) -> None:
     assert half.record["parameters"]["precision"] == "bf16"
     assert (labels(exact) == labels(half)).mean() > 0.95
     assert (exact.confidence(exact.grid.box) != half.confidence(half.grid.box)).any()
+
+
+def test_tta_is_the_mean_of_the_views_of_every_window(tmp_path: Path) -> None:
+    slide, model = random_slide(300, 250), stain_model()
+    options = replace(OPTIONS, tta=True)
+    canvas = predict_slide(slide, model, tmp_path / "c", options=options)
+    assert canvas.record["parameters"]["tta"] is True
+    windows = prepare(slide.grid(0.5), model, options=options).layout.windows
+    expected = slow_probabilities(slide, ViewedSegmenter(model), windows)
+    sure = np.abs(expected[0] - expected[1]) > 1e-4
+    assert np.array_equal(labels(canvas)[sure], expected.argmax(0)[sure] + 1)
+    fewer = prepare(slide.grid(0.5), model, options=replace(OPTIONS, memory_gib=0.01)).loads
+    more = prepare(slide.grid(0.5), model, options=replace(options, memory_gib=0.01)).loads
+    assert fewer is not None
+    assert more is not None
+    assert len(more.tiles) >= len(fewer.tiles)  # eight times the features of a tile
 
 
 def test_the_estimate_counts_what_the_run_does(tmp_path: Path) -> None:

@@ -13,11 +13,16 @@ from torch.nn import functional as nnf
 from wsiseg.errors import ConfigError
 from wsiseg.models.extractors.latent import (
     TAP_COUNT,
+    FirstStageConfig,
     UNetConfig,
+    build_first_stage,
     build_unet,
+    detail_layout,
+    encode_with_details,
     read_taps,
     tap_layout,
 )
+from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig
 from wsiseg.models.extractors.vit import ViT, ViTConfig
 
 CONFIG = UNetConfig(channels=(32, 64, 32, 96), context_dim=24)
@@ -131,3 +136,28 @@ def test_positions_are_interpolated_by_scale_factor(vit: ViT) -> None:
     assert torch.allclose(found[:, 1:], by_factor.flatten(2).transpose(1, 2), atol=1e-6)
     by_size = nnf.interpolate(grid, size=(16, 16), mode="bicubic")
     assert not torch.allclose(found[:, 1:], by_size.flatten(2).transpose(1, 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_details_are_what_diffusers_own_encoder_goes_through(kind: Any) -> None:
+    config = FirstStageConfig(kind=kind, channels=(8, 16, 24), layers=1, groups=4, scale=2.0)
+    torch.manual_seed(0)
+    net: Any = build_first_stage(config).eval().requires_grad_(False)
+    found: list[Tensor] = []
+    for block in net.encoder.down_blocks:
+        block.resnets[-1].register_forward_hook(lambda m, a, output: found.append(output))
+    images = torch.randn(2, 3, 32, 32)
+    expected = net.quant_conv(net.encoder(images))[:, : config.latent_channels] * 2
+    own = list(found)
+    latents, details = encode_with_details(net, config, images, (1, 2))
+    assert torch.equal(latents, expected)
+    assert detail_layout(config) == {1: 8, 2: 16}
+    assert [d.shape for d in details] == [(2, 8, 32, 32), (2, 16, 16, 16)]
+    assert all(torch.equal(a, b) for a, b in zip(details, own, strict=False))
+
+
+def test_details_out_of_order_or_too_coarse_are_refused() -> None:
+    first_stage = FirstStageConfig(channels=(8, 16, 24), groups=4)
+    for details in ((2, 1), (4,), (1, 1)):
+        with pytest.raises(ConfigError, match="details"):
+            PathSegDiffConfig(first_stage=first_stage, details=details)

@@ -46,6 +46,12 @@ EXTRACTORS: dict[str, dict[str, Any]] = {
     "pathsegdiff, KL": {**PATHSEGDIFF, "first_stage": KL},
     "pathsegdiff, null": {**PATHSEGDIFF, "conditioning": "null"},
     "pathsegdiff, steps and taps": {**PATHSEGDIFF, "timesteps": [5, 900], "taps": [0, 3, 12]},
+    "pathsegdiff, details": {
+        **PATHSEGDIFF,
+        "first_stage": {**KL, "attention": False},
+        "taps": [0, 12],
+        "details": [1],
+    },
     "pathsegdiff, one token": {**PATHSEGDIFF, "region_dim": 0},
     "stain": {"name": "stain", "tile_px": 32},
     "genselfdiff": GENSELFDIFF,

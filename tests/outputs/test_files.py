@@ -197,3 +197,17 @@ def test_lengths_and_areas_as_text() -> None:
         "1.500 mm",
         "250 mm",
     ]
+
+
+def test_the_overview_draws_a_line_between_objects(make_canvas: MakeCanvas) -> None:
+    canvas = make_canvas(np.full((600, 600), 2, np.uint8))
+    plain = np.asarray(draw_overview(canvas, class_areas(canvas))).astype(int)
+    objects = np.where(np.arange(600) < 300, 1, 2)[None].repeat(600, 0).astype(np.int32)
+    canvas.write_objects(canvas.grid.box, objects)
+    canvas.update_record(objects={"Gland": 2})
+    lined = np.asarray(draw_overview(canvas, class_areas(canvas))).astype(int)
+    differ = np.abs(lined - plain).max(axis=2) > 0
+    columns = np.flatnonzero(differ.sum(axis=0) > 300)
+    assert 2 <= len(columns) <= 8, "one line from top to bottom"
+    assert columns[-1] - columns[0] < 8
+    assert not np.delete(differ, columns, axis=1).any()

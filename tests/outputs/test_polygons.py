@@ -9,6 +9,7 @@ import pytest
 import rasterio.features
 import shapely
 from output_canvases import MakeCanvas, UInt8, blobs
+from scipy import ndimage
 
 from wsiseg.outputs.polygons import Regions, trace, trace_regions
 
@@ -173,3 +174,39 @@ def test_real_masks_have_the_area_of_their_pixels(
         regions = trace(make_canvas(labels), band_px=100)
         assert len(regions) == len(by_gdal(labels))
         np.testing.assert_array_equal(shapely.area(regions.polygons), regions.areas_px)
+
+
+@pytest.mark.parametrize("band_px", [7, 16, 100])
+def test_objects_are_regions_of_their_own(make_canvas: MakeCanvas, band_px: int) -> None:
+    labels = blobs(90, 70, seed=4, scale=5)
+    halves = np.where(np.arange(70) < 30, 1, 2)[None] + 2 * (np.arange(90) >= 41)[:, None]
+    numbers = np.zeros(labels.shape, np.int32)
+    count = 0
+    for value in (2, 3):
+        for half in (1, 2, 3, 4):
+            parts, found = ndimage.label((labels == value) & (halves == half))
+            numbers[parts > 0] = parts[parts > 0] + count
+            count += found
+    canvas = make_canvas(labels, chunk_px=32)
+    plain = trace(canvas)
+    canvas.write_objects(canvas.grid.box, numbers)
+    canvas.update_record(objects={"Gland": count})
+    regions = trace(canvas, band_px=band_px)
+    whole = trace(canvas, band_px=90)
+    assert shapely.equals_exact(regions.polygons, whole.polygons).all()
+    assert len(regions) > len(plain)
+    assert (regions.values > 1).sum() == count
+    assert shapely.coverage_is_valid(regions.polygons)
+    painted = np.zeros(labels.shape, int)
+    for polygon, value, area in zip(
+        regions.polygons, regions.values, regions.areas_px, strict=True
+    ):
+        assert polygon.is_valid
+        inside = rasterio.features.rasterize([polygon], out_shape=labels.shape).astype(bool)
+        assert inside.sum() == area == polygon.area
+        assert set(labels[inside]) == {value}
+        own = set(numbers[inside])
+        assert len(own) == 1
+        assert value == 1 or (numbers == own.pop()).sum() == area
+        painted += inside
+    assert np.array_equal(painted, labels > 0)

@@ -8,10 +8,12 @@ from PIL import Image
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.errors import OutputError, UsageError
+from wsiseg.training.calibration import Reliability
 from wsiseg.training.curves import (
     draw_confusion,
     draw_curves,
     draw_label_efficiency,
+    draw_reliability,
     read_columns,
     row_shares,
     short_count,
@@ -44,6 +46,18 @@ def test_curves_with_and_without_validation(tmp_path: Path) -> None:
     draw_curves(run)
     assert size(run / "curves.png")[1] == 2 * plain[1]
     assert sorted(p.name for p in run.iterdir()) == ["curves.png", "log.csv", "validation.csv"]
+
+
+def test_reliability_of_some_pixels_and_of_none(tmp_path: Path) -> None:
+    tally = Reliability()
+    draw_reliability(tmp_path / "none.png", tally.summary())
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0, 1, (20, 20)).astype(np.float32)
+    tally.add(np.stack([p, 1 - p]), (rng.random((20, 20)) > p).astype(np.uint8))
+    draw_reliability(tmp_path / "some.png", tally.summary())
+    assert size(tmp_path / "some.png") == size(tmp_path / "none.png")
+    pictures = [(tmp_path / f"{n}.png").read_bytes() for n in ("some", "none")]
+    assert pictures[0] != pictures[1]
 
 
 def test_curves_of_one_row_and_of_values_that_are_no_numbers(tmp_path: Path) -> None:

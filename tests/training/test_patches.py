@@ -41,7 +41,6 @@ def patches(data: Numbered, *, limit_bytes: int = 1 << 20, seed: int = 0) -> Pat
     return Patches(
         store,
         range(len(data)),
-        data.files,
         size_px=(8, 8),
         augment=AugmentConfig(scale=(1.0, 1.0), stain_gain=0.0, stain_shift=0.0),
         seed=seed,

@@ -27,7 +27,7 @@ from wsiseg.training.denoising import draw_timesteps
 from wsiseg.training.pixel_ddpm import (
     PixelDDPMConfig,
     PixelDDPMTask,
-    save_samples,
+    save_estimates,
     timestep_errors,
 )
 from wsiseg.training.pretrain import pretrain
@@ -161,8 +161,8 @@ def test_steps_are_drawn_alike() -> None:
 def test_the_picture_shows_crops_noise_and_estimates(tmp_path: Path) -> None:
     clean = to_tensor(pixels(9))[:, :, :, :12]
     task = PixelDDPMTask(Oracle(clean[:8]), PixelDDPMConfig(), PLAIN)
-    save_samples(tmp_path / "samples.png", task, clean, seed=0)
-    with Image.open(tmp_path / "samples.png") as file:
+    save_estimates(tmp_path / "estimates.png", task, clean, seed=0)
+    with Image.open(tmp_path / "estimates.png") as file:
         sheet = np.asarray(file).astype(int)
     assert sheet.shape == (7 * 16, 8 * 12, 3)
     rows = sheet.reshape(7, 16, 8, 12, 3).transpose(0, 2, 1, 3, 4)
@@ -172,7 +172,7 @@ def test_the_picture_shows_crops_noise_and_estimates(tmp_path: Path) -> None:
         assert np.abs(estimate - crops).max() <= 1
     distances = [float(np.abs(noised - crops).mean()) for noised in rows[1::2]]
     assert 5 < distances[0] < distances[1] < distances[2]
-    assert [p.name for p in tmp_path.iterdir()] == ["samples.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["estimates.png"]
 
 
 @BOTH
@@ -187,13 +187,13 @@ def test_the_loss_goes_down_at_both_precisions(name: str, folder: Path, tmp_path
         values = [float(r.split(",")[column]) for r in rows[1:]]
         assert values[-1] < 0.85 * values[0]
         report = json.loads((out / "ddpm" / "metrics.json").read_text())
-        assert report["t500"] < 0.93 * report["zero"]
+        assert report["t500"] < 0.95 * report["zero"]  # of an image it has not seen
         card = read_card(path)
         assert card["card"]["denoising_error"] == report
         assert card["card"]["pretraining"]["extractor"]["name"] == name
         assert card["licence"] == "test"
         # 4 crops of 16 px; one row of crops and two at each of three steps.
-        with Image.open(out / "ddpm" / "samples.png") as sheet:
+        with Image.open(out / "ddpm" / "estimates.png") as sheet:
             assert sheet.size == (4 * 16, 7 * 16)
 
 
@@ -218,7 +218,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(
     first, second = load_file(whole), load_file(half)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
-    for kept in ("metrics.json", "samples.png"):
+    for kept in ("metrics.json", "samples.png", "estimates.png"):
         ways = [(tmp_path / run / "ddpm" / kept).read_bytes() for run in ("whole", "half")]
         assert ways[0] == ways[1]
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.errors import OutputError
+from wsiseg.training.calibration import Reliability
 from wsiseg.training.metrics import pixel_metrics
 from wsiseg.training.panels import panel_file
 from wsiseg.training.published import CAVEAT, published_rows
@@ -191,6 +192,25 @@ def test_objects_and_published_rows(tmp_path: Path) -> None:
     assert (paper["Part"], paper["Accuracy"], paper["Object F1"]) == ("testB", "0.900", "-")
     assert "45.42" in "".join(page.text)
     assert CAVEAT in "".join(page.text)
+
+
+def test_calibration_has_its_section_where_it_was_measured(
+    tmp_path: Path, pictures: dict[str, Any]
+) -> None:
+    tally = Reliability()
+    tally.add(np.float32([[[0.9, 0.7]], [[0.1, 0.3]]]), np.uint8([[0, 1]]))
+    report = metrics(calibration=tally.summary())
+    reliability = {**pictures, "reliability": pictures["confusion"]}
+    _, page = write(tmp_path / "report.html", report=report, images=reliability)
+    rows = {row[0]: row[1:] for row in page.rows if row}
+    assert rows["Expected calibration error"][0] == "0.4000"
+    assert rows["Largest gap"][0] == "0.7000"
+    assert rows["Log loss"][0] == f"{-np.log(0.9 * 0.3) / 2:.4f}"
+    assert rows["Brier score"][0] == f"{(0.02 + 0.98) / 2:.4f}"
+    assert "2 labelled pixels" in "".join(page.text)
+    assert [a["alt"] for t, a in page.tags if t == "img"][1] == "Reliability diagram"
+    _, page = write(tmp_path / "report.html", report=metrics(calibration=None))
+    assert "Can the probabilities be trusted?" not in "".join(page.text)
 
 
 def test_a_class_that_does_not_occur_and_no_images(tmp_path: Path) -> None:

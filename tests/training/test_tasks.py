@@ -12,14 +12,9 @@ from wsiseg.datasets.augment import AugmentConfig
 from wsiseg.models.extractors.latent import FirstStageConfig, UNetConfig, encode
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig
 from wsiseg.models.extractors.vit import ViT, ViTConfig
+from wsiseg.training.autoencoder import AutoencoderConfig, AutoencoderTask, latent_statistics
 from wsiseg.training.dino import DinoConfig, DinoTask
-from wsiseg.training.latent import (
-    AutoencoderConfig,
-    AutoencoderTask,
-    DenoiserConfig,
-    DenoiserTask,
-    latent_statistics,
-)
+from wsiseg.training.latent import DenoiserConfig, DenoiserTask
 from wsiseg.training.loop import LoopConfig
 
 VIT = ViTConfig(dim=16, depth=1, heads=2, position_px=64)
@@ -73,8 +68,10 @@ def test_dino_loss_is_the_cross_entropy_of_all_other_crops(dino: DinoTask) -> No
         float(torch.stack(terms).mean().detach()), rel=1e-5
     )
     mean = torch.cat([logits("teacher", c) for c in crops[:2]]).mean(0, keepdim=True)
-    assert torch.allclose(module.centre, 0.9 * centre + 0.1 * mean, atol=1e-6)
     got["loss"].backward()
+    assert torch.equal(module.centre, centre)  # the same for all batches of a step
+    dino.after_step(0)
+    assert torch.allclose(module.centre, 0.9 * centre + 0.1 * mean, atol=1e-6)
     assert all(p.grad is None for p in module["teacher"].parameters())
     assert all(p.grad is not None for p in dino.parameters() if p.dim() > 1)
 
@@ -85,9 +82,11 @@ def test_teacher_follows_the_student_and_then_stands_still(dino: DinoTask) -> No
     before = teacher.clone()
     with torch.no_grad():
         student.add_(1.0)
+    dino.losses(PIXELS, 0, generator())
     dino.after_step(0)
     assert torch.allclose(teacher, before + 0.1, atol=1e-6)
     after = teacher.clone()
+    dino.losses(PIXELS, 10, generator())
     dino.after_step(10)
     assert torch.equal(teacher, after)
     assert dino.encoder is module["teacher"]["encoder"]
@@ -108,9 +107,9 @@ def test_views_are_crops_of_the_image(dino: DinoTask) -> None:
 def test_latents_are_brought_to_mean_0_and_deviation_1() -> None:
     task = AutoencoderTask(STAGE, AutoencoderConfig(), PLAIN)
     images = torch.rand(4, 3, 32, 32, generator=generator()) * 2 - 1
-    measured = latent_statistics(task.module, STAGE, images)
+    measured = latent_statistics(task.network, STAGE, images)
     with torch.no_grad():
-        latents = encode(task.module, measured, images)
+        latents = encode(task.network, measured, images)
     assert float(latents.mean()) == pytest.approx(0, abs=1e-4)
     assert float(latents.std()) == pytest.approx(1, abs=1e-4)
 
@@ -124,14 +123,14 @@ def test_first_stages_learn_at_both_precisions(kind: Any) -> None:
             losses = task.losses(PIXELS[:2, :32, :32], 0, generator())
         losses["loss"].backward()
         assert all(bool(torch.isfinite(v.detach())) for v in losses.values())
-        assert all(p.grad is not None for p in task.module.encoder.parameters())  # type: ignore[union-attr,operator]
+        assert all(p.grad is not None for p in task.network.encoder.parameters())  # type: ignore[union-attr,operator]
 
 
 def test_kl_term_is_that_of_a_gaussian() -> None:
     task = AutoencoderTask(STAGE, AutoencoderConfig(), PLAIN)
     images = torch.rand(2, 3, 16, 16, generator=generator()) * 2 - 1
     with torch.no_grad():
-        net: Any = task.module
+        net: Any = task.network
         _, term = task.reconstruct(images)
         mean, log_variance = net.quant_conv(net.encoder(images)).chunk(2, dim=1)
     found = torch.distributions.kl_divergence(
@@ -145,7 +144,7 @@ def denoiser(**changes: Any) -> DenoiserTask:
     torch.manual_seed(0)
     unet = UNetConfig(channels=(8, 8, 16, 16), context_dim=8, groups=4)
     config = PathSegDiffConfig(VIT, STAGE, unet, region_dim=0, tile_px=64)
-    stage = AutoencoderTask(STAGE, AutoencoderConfig(), PLAIN).module
+    stage = AutoencoderTask(STAGE, AutoencoderConfig(), PLAIN).network
     training = DenoiserConfig(**changes)
     return DenoiserTask(config, training, PLAIN, encoder=ViT(VIT), first_stage=stage)
 

@@ -1,21 +1,27 @@
-"""Unlabelled tissue: which files are read, at which resolution, in which order."""
+"""Unlabelled tissue: which files are read, at which resolution, in which order, what is held."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from wsiseg.errors import DatasetError
-from wsiseg.geometry import Size
+from wsiseg.errors import ConfigError, DatasetError, WsisegError
+from wsiseg.geometry import Box, Size
 from wsiseg.slides.phantom import write_phantom
-from wsiseg.training.tiles import SourceConfig, TilePool
+from wsiseg.slides.slide import Slide, open_slide
+from wsiseg.training.tile_files import ImageCache, OpenSlides, SlideFile, is_slide
+from wsiseg.training.tiles import Pools, SourceConfig, TilePool, load_pools
+
+SAME = (1.0, 1.0)
 
 
 def paint(path: Path, value: int, size: tuple[int, int] = (60, 40)) -> None:
+    path.parent.mkdir(exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path)
 
 
@@ -27,56 +33,214 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def load(root: Path, *sources: SourceConfig, **options: Any) -> Pools:
+    return load_pools(sources, root, **{"mpp": 1.0, **options})
+
+
 def colours(pool: TilePool) -> set[int]:
-    return {int(np.asarray(i)[0, 0, 0]) for g in pool.groups for i in g}
+    return {int(f.centre(8)[0, 0, 0]) for g in pool.groups for f in g}
+
+
+def names(pool: TilePool | None) -> set[str]:
+    return {f.path.name for g in pool.groups for f in g} if pool else set()
 
 
 def test_test_images_and_annotations_stay_out(folder: Path) -> None:
     source = SourceConfig("train_*.png", exclude="*_anno.png")
-    assert colours(TilePool.load([source], folder, mpp=1.0)) == {10, 20}
+    pools = load(folder, source)
+    assert colours(pools.training) == {10, 20}
+    assert pools.held_out is None
+    assert pools.measured is pools.training
 
 
-def test_images_are_brought_to_the_resolution(folder: Path) -> None:
-    known = TilePool.load([SourceConfig("testA_1.png", mpp=0.5)], folder, mpp=1.0)
-    assert known.groups[0][0].size == (30, 20)
-    unknown = TilePool.load([SourceConfig("testA_1.png")], folder, mpp=1.0)
-    assert unknown.groups[0][0].size == (60, 40)
+def test_images_are_brought_to_the_resolution(tmp_path: Path) -> None:
+    ramp = np.arange(64, dtype=np.uint8).repeat(2)[None, :, None]  # each value twice along x
+    Image.fromarray(np.broadcast_to(ramp, (40, 128, 3)).copy()).save(tmp_path / "a.png")
+    known = load(tmp_path, SourceConfig("a.png", mpp=0.5)).training.groups[0][0]
+    assert np.array_equal(known.centre(16)[3, :, 0], np.arange(24, 40))
+    unknown = load(tmp_path, SourceConfig("a.png")).training.groups[0][0]
+    assert np.array_equal(unknown.centre(16)[3, :, 0], np.arange(28, 36).repeat(2))
 
 
-def test_batches_depend_on_their_number_and_end_with_their_reader(folder: Path) -> None:
+def test_crops_depend_on_their_numbers_alone(folder: Path) -> None:
     sources = [SourceConfig("train_1.png", weight=3.0), SourceConfig("train_2.png")]
-    pool = TilePool.load(sources, folder, mpp=1.0)
+    pool = load(folder, *sources).training
     before = threading.active_count()
-    first = pool.batches(8, 50, seed=4, start=0, scale=(1.0, 1.0))
+    first = pool.batches(8, 50, seed=4, start=0, scale=SAME)
     third = [next(first) for _ in range(3)][2]
-    later = pool.batches(8, 50, seed=4, start=2, scale=(1.0, 1.0))
+    later = pool.batches(8, 50, seed=4, start=2, scale=SAME)
     assert np.array_equal(next(later), third)
+    shares = [pool.batches(8, 50, seed=4, start=2, scale=SAME, share=(i, 2)) for i in range(2)]
+    for index, batches in enumerate(shares):
+        assert np.array_equal(next(batches), third[index::2])
     share = np.mean([float((next(later) == 10).mean()) for _ in range(10)])
     assert 0.68 < share < 0.82
-    first.close()  # type: ignore[attr-defined]
-    later.close()  # type: ignore[attr-defined]
+    for batches in (first, later, *shares):
+        batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
 
 
 def test_an_error_in_the_thread_reaches_the_reader(folder: Path) -> None:
     pool = TilePool([[]], [1.0])
     with pytest.raises(ValueError, match="high <= 0"):
-        next(pool.batches(8, 2, seed=0, start=0, scale=(1.0, 1.0)))
+        next(pool.batches(8, 2, seed=0, start=0, scale=SAME))
 
 
-def test_tissue_is_cut_from_slides(tmp_path: Path) -> None:
-    write_phantom(tmp_path / "slide.tiff", Size(1536, 1536), mpp=0.5, seed=1)
-    pool = TilePool.load([SourceConfig("*.tiff")], tmp_path, mpp=1.0)
-    assert len(pool) >= 1
-    assert all(min(i.size) >= 256 and max(i.size) <= 1024 for i in pool.groups[0])
-    batch = pool.batch(64, 3, np.random.default_rng(0), scale=(1.0, 1.0))
-    assert batch.shape == (3, 64, 64, 3)
-    assert batch.std() > 5
+def test_copies_are_held_out_together(tmp_path: Path) -> None:
+    for group in range(10):
+        for copy in range(3):
+            paint(tmp_path / "colon" / f"g{group:04d}_{copy}.png", 10 * group)
+    for number in range(4):
+        paint(tmp_path / f"single_{number}.png", 200 + number)
+    paint(tmp_path / "alone.png", 250)
+    sources = (
+        SourceConfig("colon/*.png", group="(g[0-9]+)_", label="colon"),
+        SourceConfig("single_*.png", weight=2.0),
+        SourceConfig("alone.png"),
+        SourceConfig("colon/g000[0-4]*.png"),  # names files of the first again
+    )
+    pools = load(tmp_path, *sources, validation_share=0.25, seed=3)
+    assert pools.held_out is not None
+    held, kept = names(pools.held_out), names(pools.training)
+    groups = {n[:5] for n in held if n.startswith("g")}
+    assert len(groups) == 3  # a quarter of ten, rounded up
+    assert groups.isdisjoint(n[:5] for n in kept)
+    assert sum(n.startswith("g") for n in held) == 9
+    assert sum(n.startswith("single") for n in held) == 1
+    assert "alone.png" in kept
+    assert held.isdisjoint(kept)
+    assert pools.training.labels == ("colon", "", "", "")
+    again = load(tmp_path, *sources, validation_share=0.25, seed=3)
+    assert names(again.held_out) == held
+    others = {
+        frozenset(names(load(tmp_path, *sources, validation_share=0.25, seed=s).held_out))
+        for s in range(4)
+    }
+    assert len(others) > 1
+    most = load(tmp_path, sources[1], validation_share=0.99)
+    assert len(most.training) == most.held_out_images == 2
+
+
+def test_some_files_are_evenly_spread(tmp_path: Path) -> None:
+    for number in range(10):
+        paint(tmp_path / f"a_{number}.png", number)
+    paint(tmp_path / "b.png", 100)
+    sources = (SourceConfig("a_*.png", label="x"), SourceConfig("b.png"))
+    chosen = load(tmp_path, *sources).training.some(6)
+    assert [f.path.name for f, _ in chosen] == ["a_0.png", "a_3.png", "a_6.png", "b.png"]
+    assert [label for _, label in chosen] == ["x", "x", "x", ""]
+
+
+def test_decoded_images_are_bounded(folder: Path) -> None:
+    cache = ImageCache(15_000)  # two of 60 x 40 x 3 bytes
+    first = cache.get(folder / "train_1.png", 1.0)
+    assert cache.get(folder / "train_1.png", 1.0) is first
+    for name in ("train_2", "train_1", "testA_1"):
+        cache.get(folder / f"{name}.png", 1.0)
+    assert cache.held_bytes == 14_400
+    assert cache.get(folder / "train_1.png", 1.0) is first  # train_2 was used longest ago
+    tight = ImageCache(1)
+    for name in ("train_1", "train_2"):
+        assert tight.get(folder / f"{name}.png", 1.0).size == (60, 40)
+        assert tight.held_bytes == 7_200
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("slides")
+    for seed in (1, 2):
+        write_phantom(made / f"s{seed}.tiff", Size(2048, 1536), mpp=0.5, seed=seed)
+    return made
+
+
+def test_tissue_windows_come_from_the_slide(slides: Path) -> None:
+    pools = load(slides, SourceConfig("*.tiff"))
+    pool = pools.training
+    assert len(pool) == 2
+    file = pool.groups[0][0]
+    assert isinstance(file, SlideFile)
+    with open_slide(slides / "s1.tiff") as slide:
+        grid = slide.grid(1.0)
+        whole = slide.read(grid.box, grid)
+    for x, y in file.blocks:  # squares of tissue: mostly stained
+        part = whole[y // 2 - 128 : y // 2 + 128, x // 2 - 128 : x // 2 + 128]
+        assert (part.min(axis=2) < 225).mean() > 0.4
+    x, y = file.blocks[len(file.blocks) // 2]
+    left = min(max(x / 2 - 32, 0), grid.size.width - 64)
+    top = min(max(y / 2 - 32, 0), grid.size.height - 64)
+    box = Box(int(left), int(top), 64, 64)
+    assert np.array_equal(file.centre(64), whole[box.slices])
+    batch = pool.batch(64, 6, (0, 0), scale=(0.75, 1.33))
+    assert batch.shape == (6, 64, 64, 3)
+    assert min(crop.std() for crop in batch) > 5
+    assert np.array_equal(batch, pool.batch(64, 6, (0, 0), scale=(0.75, 1.33)))
+    pools.slides.close()
+
+
+def test_a_bounded_number_of_slides_is_open(slides: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    still: set[Path] = set()
+    close = Slide.close
+
+    def opened(path: Path, *, mpp: float | None) -> Any:
+        still.add(path)
+        return open_slide(path, mpp=mpp)
+
+    def closed(slide: Any) -> None:
+        still.discard(slide.path)
+        close(slide)
+
+    monkeypatch.setattr("wsiseg.training.tile_files.open_slide", opened)
+    monkeypatch.setattr("wsiseg.slides.slide.Slide.close", closed)
+    shelf, one, two = OpenSlides(limit=1), slides / "s1.tiff", slides / "s2.tiff"
+    with shelf.use(one, None) as a:
+        with shelf.use(two, None), shelf.use(one, None) as b:
+            assert a is b
+            assert still == {one, two}  # both in use
+        assert still == {one}
+        assert a.thumbnail(16).shape[2] == 3
+    with shelf.use(two, None):
+        pass
+    assert still == {two}
+    shelf.close()
+    assert not still
+
+
+def test_what_a_slide_is(slides: Path, tmp_path: Path) -> None:
+    import tifffile
+
+    pixels = np.full((96, 96, 3), 180, np.uint8)
+    tifffile.imwrite(tmp_path / "plain.tif", pixels)
+    tifffile.imwrite(tmp_path / "tiled.tif", pixels, tile=(32, 32))
+    large = np.full((32, 4112, 3), 180, np.uint8)
+    tifffile.imwrite(tmp_path / "wide.tif", large, tile=(32, 32))
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:
+        file.write(pixels, tile=(32, 32), subifds=1)
+        file.write(pixels[::2, ::2], tile=(32, 32), subfiletype=1)
+    paint(tmp_path / "picture.png", 9)
+    found = {p.name for p in tmp_path.iterdir() if is_slide(p)}
+    assert found == {"wide.tif", "pyramid.tif"}
+    assert is_slide(slides / "s1.tiff")
+    pool = load(tmp_path, SourceConfig("tiled.tif")).training
+    assert (pool.groups[0][0].centre(8) == 180).all()
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such images; check the data folder"):
-        TilePool.load([SourceConfig("*.png")], tmp_path, mpp=1.0)
+        load(tmp_path, SourceConfig("*.png"))
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(DatasetError, match=r"a\.png: not a readable image"):
-        TilePool.load([SourceConfig("*.png")], tmp_path, mpp=1.0)
+        load(tmp_path, SourceConfig("*.png"))
+    (tmp_path / "a.txt").write_text("no slide")
+    with pytest.raises(WsisegError, match=r"a\.txt: not a slide or image"):
+        load(tmp_path, SourceConfig("*.txt"))
+    with pytest.raises(ConfigError, match="group is not a regular expression"):
+        SourceConfig("*.png", group="(")
+    paint(tmp_path / "glass.png", 245, (900, 900))
+    import tifffile
+
+    glass = np.full((600, 600, 3), 245, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "glass.tif") as file:
+        file.write(glass, tile=(64, 64), subifds=1)
+        file.write(glass[::2, ::2], tile=(64, 64), subfiletype=1)
+    with pytest.raises(DatasetError, match="no tissue found on these slides"):
+        load(tmp_path, SourceConfig("*.tif", mpp=0.5))

@@ -55,6 +55,14 @@ def config(trainable: str, **changes: Any) -> TrainConfig:
         ("none", set()),
         ("decoder", {"unet.mid_block", "unet.up_blocks"}),
         ("all", {"unet.mid_block", "unet.up_blocks", "unet.down_blocks", "unet.conv_in"}),
+        (
+            "network",
+            {
+                *("unet.mid_block", "unet.up_blocks", "unet.down_blocks", "unet.conv_in"),
+                *("first_stage.encoder", "first_stage.quant_conv", "conditioner.patch_fc"),
+                "encoder.net",
+            },
+        ),
     ],
 )
 def test_only_what_is_trainable_changes(trainable: str, parts: set[str], tmp_path: Path) -> None:

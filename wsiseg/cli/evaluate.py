@@ -33,6 +33,7 @@ import click
     help="Leave smaller predicted objects out of the object scores.",
 )
 @click.option("--fill-holes", is_flag=True, help="Fill predicted objects before the object scores.")
+@click.option("--raw", is_flag=True, help="Leave out the post-processing of the model.")
 @click.option(
     "--panels", default=9, show_default=True, type=click.IntRange(0), help="Images to draw."
 )
@@ -49,6 +50,7 @@ def command(
     seed: int,
     min_object_um2: float,
     fill_holes: bool,
+    raw: bool,
     panels: int,
     device: str,
 ) -> None:
@@ -71,7 +73,7 @@ def command(
     check_classes(segmenter.info.classes, dataset.classes)
     warn_of_training_images(segmenter.info.card, described, dataset.names)
     claim_results(out)  # a folder that cannot be written ends here, before the work
-    how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes)
+    how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes, raw)
     progress = Progress(split, unit="image")
     try:
         result = evaluate(segmenter, dataset, how=how, progress=progress)

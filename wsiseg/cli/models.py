@@ -11,6 +11,9 @@ import click
 
 from wsiseg.errors import UsageError
 
+OBJECT = ("f1", "dice", "hausdorff")
+"""Object scores that a card states."""
+
 
 @click.group()
 def command() -> None:
@@ -100,8 +103,21 @@ def import_command(
 @click.argument("model", type=Path)
 @click.option("--add", type=Path, help="YAML with statements: use, data, terms, limits.")
 @click.option("--metrics", multiple=True, type=Path, help="metrics.json of `wsiseg evaluate`.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="A.B=V",
+    help="Change the post-processing or the temperature, e.g. objects.min_area_um2=400.",
+)
 @click.option("--out", type=Path, required=True, help="The .safetensors file to write.")
-def card_command(model: Path, add: Path | None, metrics: tuple[Path, ...], out: Path) -> None:
+def card_command(
+    model: Path,
+    add: Path | None,
+    metrics: tuple[Path, ...],
+    settings: tuple[str, ...],
+    out: Path,
+) -> None:
     """Write checkpoint MODEL again with more on its card; the weights stay as they are."""
     from wsiseg.config import load_yaml
     from wsiseg.models.card import add_to_card
@@ -112,13 +128,16 @@ def card_command(model: Path, add: Path | None, metrics: tuple[Path, ...], out: 
         report = load_yaml(path)  # JSON is YAML
         try:
             row = {k: report["pixel"][k] for k in ("accuracy", "dice", "miou")}
+            row |= {f"object {k}": report["object"][k] for k in OBJECT if report.get("object")}
+            row |= {"ece": report["calibration"]["ece"]} if report.get("calibration") else {}
             row |= {k: report[k] for k in ("images", "tta", "seeds")}
-            measured[f"{report['dataset']['name']} {report['split']}"] = row
+            title = f"{report['dataset']['name']} {report['split']}"
+            measured[f"{title}, TTA" if report["tta"] else title] = row
         except (KeyError, TypeError) as e:
             raise UsageError(f"{path}: not a metrics.json of wsiseg evaluate") from e
     if measured:
         statements["metrics"] = measured
-    add_to_card(model, statements, out=out)
+    add_to_card(model, statements, out=out, settings=settings)
     click.echo(f"written: {out}")
 
 

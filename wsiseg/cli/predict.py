@@ -43,6 +43,7 @@ import click
 @click.option("--keep-canvas", is_flag=True, help="Keep STEM.canvas for `wsiseg export`.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: 8 times the work.")
 @click.option(
     "--memory",
     type=float,

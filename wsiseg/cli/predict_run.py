@@ -16,7 +16,6 @@ from wsiseg.cli.summary import summary
 from wsiseg.errors import ModelError, OutputError, UsageError
 from wsiseg.geometry import Grid, Size
 from wsiseg.inference.cohort import Failure, Task, collect, run_tasks
-from wsiseg.inference.engine import Engine
 from wsiseg.inference.estimate import Speed, estimate, measure_speed
 from wsiseg.inference.predict import PredictOptions, predict_slide, prepare
 from wsiseg.models.checkpoint import load_model
@@ -56,6 +55,7 @@ class Settings:
     keep_canvas: bool
     dry_run: bool
     seed: int
+    tta: bool
     memory: float
     backend: Any
 
@@ -68,6 +68,7 @@ class Settings:
             memory_gib=self.memory,
             precision=self.precision,
             seed=self.seed,
+            tta=self.tta,
         )
 
     def output_options(self) -> OutputOptions:
@@ -188,9 +189,7 @@ class _Run:
             grid = slide.grid(self.segmenter.info.mpp)
             tissue = self._tissue(slide, task)
             job = prepare(grid, self.segmenter, options=self.options, tissue=tissue)
-            self._speed = self._speed or measure_speed(
-                Engine(self.segmenter, precision=self.options.precision)
-            )
+            self._speed = self._speed or measure_speed(job.engine)
             cost = estimate(job, self._speed)
             level = slide.best_level(grid)
             downsample = slide.level_downsamples[level]

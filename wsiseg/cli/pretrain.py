@@ -36,14 +36,19 @@ def command(
 
     PathSegDiff has the stages encoder, autoencoder and ldm, the pixel-space denoisers (an extractor
     with a name, genselfdiff or ddpm) have the one stage ddpm. Writes OUT/extractor.safetensors,
-    which `wsiseg train --extractor` takes, and what the stages hand on before it.
+    which `wsiseg train --extractor` takes, and what the stages hand on before it; numbers and
+    pictures of each stage lie in OUT/STAGE. Several processes: `accelerate launch -m wsiseg.cli
+    pretrain`.
     """
     from wsiseg.config import apply_overrides, find_config, load_yaml
     from wsiseg.training.pretrain import pretrain
     from wsiseg.training.pretrain_config import chosen_stages, pretrain_config
+    from wsiseg.training.processes import Processes, device_of_process
 
     mapping = load_yaml(find_config(config, "pretrain"))
     run = pretrain_config(apply_overrides(mapping, settings))
+    own = device_of_process(device)
     for stage in chosen_stages(run, stages):
-        written = pretrain(stage, run, data=data, out=out, resume=resume, device=device)
-        click.echo(f"wrote {written}")
+        written = pretrain(stage, run, data=data, out=out, resume=resume, device=own)
+        if Processes().first:
+            click.echo(f"wrote {written}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class LabelledDataset(ABC):
         groups: the images' groups, in the same order.
         measuring: whether the part is the official one for measuring only.
         terms: what the data's terms say of weights that are trained on them; empty = nothing.
+        folder: where its files are, None where it has none.
     """
 
     classes: Classes
@@ -53,6 +55,7 @@ class LabelledDataset(ABC):
     groups: tuple[str, ...]
     measuring: bool = False
     terms: str = ""
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,6 +94,7 @@ class Subset(LabelledDataset):
         self._whole, self._indices = whole, tuple(indices)
         self.classes, self.mpp = whole.classes, whole.mpp
         self.measuring, self.terms = whole.measuring, whole.terms
+        self.folder = whole.folder
         self.names = tuple(whole.names[i] for i in self._indices)
         self.groups = tuple(whole.groups[i] for i in self._indices)
 

@@ -90,4 +90,6 @@ def open_dataset(dataset: Mapping[str, Any] | str, root: str | Path, part: str) 
     mapping = dataset_mapping(dataset) if isinstance(dataset, str) else dataset
     entry = DATASETS[mapping["name"]]
     options = {k: v for k, v in mapping.items() if k != "name"}
-    return entry.open(Path(root), part, from_mapping(entry.config, options, mapping["name"]))
+    opened = entry.open(Path(root), part, from_mapping(entry.config, options, mapping["name"]))
+    opened.folder = Path(root)
+    return opened

@@ -6,9 +6,12 @@ date window by window, mean += w / (sum of weights) * (p - mean): the sum of w p
 but where all windows agree on a pixel it is their value bit for bit. When the last window that
 touches a chunk has been added, the chunk is written and forgotten.
 
-Memory bound: the accumulators of the chunks that are begun and not finished, (C + 1) float32 a
-pixel. What exceeds `memory_bytes` is kept in files beside the canvas, least recently used first,
-and read back bit for bit.
+Of a network that gives a map of borders beside its classes, that map is blended in the same way and
+kept beside the labels.
+
+Memory bound: the accumulators of the chunks that are begun and not finished, one float32 a pixel
+for each map and one for the weights. What exceeds `memory_bytes` is kept in files beside the
+canvas, least recently used first, and read back bit for bit.
 """
 
 from __future__ import annotations
@@ -45,9 +48,9 @@ def window_weight(window_px: int) -> Floats:
     return np.outer(axis, axis).astype(np.float32)
 
 
-def accumulator_bytes(class_count: int, chunk_px: int) -> int:
+def accumulator_bytes(map_count: int, chunk_px: int) -> int:
     """Bytes of the accumulator of one whole chunk."""
-    return 4 * (class_count + 1) * chunk_px * chunk_px
+    return 4 * (map_count + 1) * chunk_px * chunk_px
 
 
 class Accumulators:
@@ -128,8 +131,12 @@ class Blender:
         tissue: TissueLike | None = None,
         memory_bytes: int = 1 << 29,
     ) -> None:
-        """Pixels outside `tissue` are written as 0 (None: all pixels are tissue)."""
+        """Pixels outside `tissue` are written as 0 (None: all pixels are tissue).
+
+        Where the canvas has borders, a map of those comes after the `class_count` of the classes.
+        """
         self._plan, self._classes, self._canvas = plan, class_count, canvas
+        self._maps = class_count + int(canvas.has_border)
         self._tissue = tissue
         self._left = plan.windows_per_chunk(canvas.chunk_px)
         self._store = Accumulators(canvas.path / "spill", memory_bytes=memory_bytes)
@@ -144,7 +151,7 @@ class Blender:
         """Add windows, each exactly once, in any order.
 
         Args:
-            probabilities: (B, C, window, window) float32 on any device, finite.
+            probabilities: (B, C[+1], window, window) float32 on any device, finite.
             windows: B places of windows of the plan.
 
         Raises:
@@ -169,19 +176,20 @@ class Blender:
         self._store.close()
 
     def write(self, row: int, column: int, state: Floats) -> None:
-        """Turn a finished chunk (C + 1, h, w), means and sum of weights, into labels."""
+        """Turn a finished chunk (maps + 1, h, w), means and sum of weights, into labels."""
         box = self._canvas.chunk_box(row, column)
         seen = state[-1] > 0
         if self._tissue is not None:
             seen &= self._tissue.region(box, self._canvas.grid)
-        best, index = torch.from_numpy(state[:-1]).max(dim=0)
+        means = torch.from_numpy(state[:-1])
+        best, index = means[: self._classes].max(dim=0)
         labels = (index.to(torch.uint8) + 1).numpy()
-        confidence = (best * 255).round_().clamp_(0, 255).to(torch.uint8).numpy()
-        self._canvas.write_chunk(row, column, labels * seen, confidence * seen)
+        border = _bytes(means[-1]) * seen if self._canvas.has_border else None
+        self._canvas.write_chunk(row, column, labels * seen, _bytes(best) * seen, border)
 
     def _add_to_chunk(self, key: Key, values: Tensor, place: Point) -> None:
         chunk = self._canvas.chunk_box(*key)
-        shape = (self._classes + 1, chunk.height, chunk.width)
+        shape = (self._maps + 1, chunk.height, chunk.width)
         state = torch.from_numpy(self._store.get(key, shape))
         common = chunk.intersection(self._plan.window_box(place))
         inside = Box(common.x - chunk.x, common.y - chunk.y, common.width, common.height).slices
@@ -193,3 +201,9 @@ class Blender:
         if not self._left[key]:
             del self._left[key]
             self.write(*key, self._store.pop(key))
+
+
+def _bytes(probabilities: Tensor) -> UInt8:
+    """Probabilities x 255, rounded."""
+    values: UInt8 = (probabilities * 255).round_().clamp_(0, 255).to(torch.uint8).numpy()
+    return values

@@ -113,19 +113,17 @@ class Engine:
             return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
     def classify(self, features: Features, places: Sequence[Point]) -> Tensor:
-        """(B, C, window, window) float32 probabilities of the windows at `places`.
+        """(B, C[+1], window, window) float32 probabilities of the windows at `places`.
 
         Raises:
             ModelError: the network gave values that are no numbers.
         """
         with torch.inference_mode(), self._mode():
             parts = [
-                self.segmenter.window_logits(tuple(maps[a:b] for maps in features))
+                self.segmenter.window_probabilities(tuple(maps[a:b] for maps in features))
                 for a, b in self._parts(len(places))
             ]
-            logits = torch.cat(parts)
-        with torch.inference_mode():
-            probabilities = logits.float().softmax(dim=1)
+            probabilities = torch.cat(parts)
             if not math.isfinite(float(probabilities.sum())):
                 raise ModelError(self._not_numbers(probabilities, places))
         return probabilities

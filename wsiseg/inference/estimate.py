@@ -83,9 +83,9 @@ def estimate(job: Job, speed: Speed) -> Estimate:
     features = tile_bytes(engine.segmenter, engine.dtype)
     held = job.loads.slots(batch_size=job.batch_size, group=job.group) * features
     gathered = job.group * layout.window_tiles.shape[1] * features
-    chunk = accumulator_bytes(len(info.classes), CHUNK_PX)
+    chunk = accumulator_bytes(info.output_count, CHUNK_PX)
     sums = min(max(job.blend_bytes, chunk), layout.live_chunks(CHUNK_PX) * chunk)
-    planes = job.group * 8 * len(info.classes) * info.window_px**2
+    planes = job.group * 8 * info.output_count * info.window_px**2
     pixels = 3 * info.tile_px**2 * (3 * job.batch_size + job.workers + 4 * job.batch_size)
     weights = sum(t.nbytes for t in (*engine.segmenter.parameters(), *engine.segmenter.buffers()))
     return Estimate(

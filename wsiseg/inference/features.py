@@ -119,7 +119,7 @@ def _uses(plan: Plan) -> list[list[int]]:
 def tile_bytes(segmenter: Segmenter, dtype: torch.dtype) -> int:
     """Bytes of one tile's features, kept as `dtype`."""
     side = segmenter.info.tile_px
-    values = sum(s.channels * (side // s.stride) ** 2 for s in segmenter.extractor.specs)
+    values = sum(s.channels * (side // s.stride) ** 2 for s in segmenter.map_specs)
     return values * torch.empty((), dtype=dtype).element_size()
 
 

@@ -24,10 +24,12 @@ from wsiseg.inference.engine import (
 )
 from wsiseg.inference.features import Schedule, groups, schedule, tile_bytes
 from wsiseg.inference.normalise import stain_parameters
+from wsiseg.inference.objects import make_objects, wants_objects
 from wsiseg.inference.plan import Plan, plan
 from wsiseg.inference.reader import TileReader
 from wsiseg.inference.record import slide_record, versions
 from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.views import ViewedSegmenter
 
 GIB = 1 << 30
 THUMBNAIL_PX = 1600
@@ -37,7 +39,7 @@ WORKERS = 4
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How a slide is worked through; only overlap, precision and seed change what is computed.
+    """How a slide is worked through; only overlap, precision, seed and tta change what is computed.
 
     The resolution, the window and the classes are the model's and cannot be chosen.
     """
@@ -58,6 +60,8 @@ class PredictOptions:
     """"auto", "fp32", "bf16" or "fp16"; auto is bf16 on CUDA and fp32 elsewhere."""
     seed: int = 0
     """Seed of the noise that diffusion features are read at."""
+    tta: bool = False
+    """Whether to average over the eight flips and quarter turns, at eight times the cost."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -105,6 +109,8 @@ def prepare(
         ModelError: a window that is not a whole number of tiles.
     """
     info = segmenter.info
+    if options.tta:
+        segmenter = ViewedSegmenter(segmenter)
     engine = Engine(segmenter, precision=options.precision, seed=options.seed)
     layout = plan(
         grid,
@@ -154,7 +160,8 @@ def predict_slide(
         nothing to analyse and every label is 0. Its record holds `slide`, `model`, `parameters`,
         `versions`, `status` and `timings`. The timings are seconds the loop spent in "read"
         (waiting for the reader threads), "encode", "head" and "blend"; on a GPU, whose work is
-        waited for in "head", that part holds most of "encode" too.
+        waited for in "head", that part holds most of "encode" too. Where the model asks for
+        post-processing, "objects" is that of `make_objects`.
 
     Raises:
         UsageError: an option that cannot be.
@@ -178,6 +185,7 @@ def predict_slide(
         classes=segmenter.info.classes,
         record=record,
         chunk_px=CHUNK_PX,
+        border=segmenter.info.border,
     )
     try:
         canvas.set_image("thumbnail", thumbnail)
@@ -193,6 +201,9 @@ def predict_slide(
         report = progress or (lambda done, total: None)
         matrix = stain.get("stain_matrix")
         _segment(slide, job, blender, watch=watch, progress=report, stain_matrix=matrix)
+        if wants_objects(segmenter.info):
+            with watch("objects"):
+                make_objects(canvas, segmenter.info.objects)
         canvas.update_record(
             status="ok" if len(job.layout.windows) else "no tissue",
             timings=_timings(job, watch, spilled=blender.spilled),
@@ -265,6 +276,7 @@ def _record(
             "window_px": info.window_px,
             "tile_px": info.tile_px,
             "tissue": "none" if tissue is None else "mask",
+            **({"objects": asdict(info.objects)} if wants_objects(info) else {}),
         },
         "versions": versions(),
     }
@@ -273,7 +285,8 @@ def _record(
 def _timings(job: Job, watch: Stopwatch, *, spilled: int) -> dict[str, Any]:
     total = watch.total
     encoded = 0 if job.loads is None else len(job.loads.tiles)
-    parts = {part: round(watch.seconds.get(part, 0.0), 3) for part in _PARTS}
+    seconds = dict.fromkeys(("read", "encode", "head", "blend"), 0.0) | watch.seconds
+    parts = {part: round(s, 3) for part, s in seconds.items()}
     return {
         **parts,
         "total": round(total, 3),
@@ -284,6 +297,3 @@ def _timings(job: Job, watch: Stopwatch, *, spilled: int) -> dict[str, Any]:
         "chunks_spilled": spilled,
         "tiles_per_s": round(encoded / total, 3) if total > 0 else 0.0,
     }
-
-
-_PARTS = ("read", "encode", "head", "blend")

@@ -53,14 +53,18 @@ class FeatureExtractor(nn.Module, ABC):
     tile_px: int
 
     def trainable(self, part: str) -> list[nn.Parameter]:
-        """The parameters that training may change: of `none`, `all`, or `decoder` where it has one.
+        """The parameters that training may change.
+
+        Args:
+            part: `none`, `decoder` where there is one, `all`, or `network`: `all` and what comes
+                before it, where `all` is not everything.
 
         Raises:
             ConfigError: the extractor has no such part.
         """
         if part == "decoder":
             raise ConfigError("trainable: this extractor has no decoder; give none or all")
-        return list(self.parameters()) if part == "all" else []
+        return [] if part == "none" else list(self.parameters())
 
     def load_imagenet(self) -> None:
         """Fill the network with ImageNet weights through timm, from its cache or its hub.

@@ -1,26 +1,54 @@
-"""Statements on a checkpoint's card: use, data, terms, limits, metrics. Changes no weights."""
+"""What may be changed of a checkpoint without its weights: its card, and what comes after them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wsiseg.config import apply_overrides, from_mapping, to_mapping
+from wsiseg.errors import UsageError
 from wsiseg.models.checkpoint import load_model, save_checkpoint
+from wsiseg.models.registry import ModelConfig
+
+AFTER_WEIGHTS = ("objects", "temperature")
+"""Keys of a model's configuration that no weight depends on."""
 
 
-def add_to_card(path: str | Path, statements: Mapping[str, Any], *, out: str | Path) -> None:
+def add_to_card(
+    path: str | Path,
+    statements: Mapping[str, Any],
+    *,
+    out: str | Path,
+    settings: Sequence[str] = (),
+) -> None:
     """Write a segmenter's checkpoint again, as float16, with more on its card.
 
     Args:
         path: a checkpoint of `wsiseg train`.
         statements: plain data by title; a title that is there already is replaced.
         out: the file to write, which may be `path`.
+        settings: KEY=VALUE of the post-processing and the calibration (`AFTER_WEIGHTS`), such as
+            objects.min_area_um2=400.
 
     Raises:
+        UsageError, ConfigError: another key; a value that cannot be.
         CheckpointError, UsageError, OutputError: as for `load_model` and `save_checkpoint`.
     """
     segmenter = load_model(path, device="cpu")
+    for setting in settings:
+        if setting.partition("=")[0].partition(".")[0] not in AFTER_WEIGHTS:
+            raise UsageError(
+                f"--set {setting}: only {' and '.join(AFTER_WEIGHTS)} can be set without training"
+            )
+    config = from_mapping(ModelConfig, apply_overrides(dict(segmenter.info.config), settings))
+    segmenter.info = replace(
+        segmenter.info,
+        config=to_mapping(config),
+        objects=config.objects,
+        temperature=config.temperature,
+    )
     card = {**segmenter.info.card, **statements}
     licence = segmenter.info.licence
     save_checkpoint(out, segmenter, card=card, licence=licence, dtype="float16")

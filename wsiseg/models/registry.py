@@ -32,6 +32,7 @@ from wsiseg.models.heads.pixel_mlp import PixelMLPConfig, PixelMLPHead
 from wsiseg.models.heads.threshold import ThresholdConfig, ThresholdHead
 from wsiseg.models.heads.unet import UNetHead, UNetHeadConfig
 from wsiseg.models.segmenter import ModelInfo, Segmenter
+from wsiseg.objects import ObjectsConfig
 from wsiseg.stain import read_basis
 
 MPP_RANGE = (0.02, 200.0)
@@ -64,12 +65,9 @@ class HeadEntry(NamedTuple):
     build: Callable[[FeatureExtractor, int, Any], Head]
 
 
-def _fcn(extractor: FeatureExtractor, class_count: int, config: FCNConfig) -> Head:
-    return FCN(extractor.specs, class_count, config, tile_px=extractor.tile_px)
-
-
-def _pixel_mlp(extractor: FeatureExtractor, class_count: int, config: PixelMLPConfig) -> Head:
-    return PixelMLPHead(extractor.specs, class_count, config, tile_px=extractor.tile_px)
+def _on_tiles(head: Callable[..., Head]) -> Callable[[FeatureExtractor, int, Any], Head]:
+    """The build of a head that asks for the extractor's maps and the side of its tiles."""
+    return lambda e, count, config: head(e.specs, count, config, tile_px=e.tile_px)
 
 
 def _threshold(extractor: FeatureExtractor, class_count: int, config: ThresholdConfig) -> Head:
@@ -87,7 +85,9 @@ def _on_specs(
 
 EXTRACTORS: dict[str, ExtractorEntry] = {
     "pathsegdiff": ExtractorEntry(
-        PathSegDiffConfig, PathSegDiffExtractor, ("timesteps", "taps", "conditioning")
+        PathSegDiffConfig,
+        PathSegDiffExtractor,
+        ("timesteps", "taps", "details", "conditioning"),
     ),
     "stain": ExtractorEntry(StainConfig, StainExtractor),
     "genselfdiff": ExtractorEntry(GenSelfDiffConfig, GenSelfDiffExtractor, ("timestep",)),
@@ -97,13 +97,17 @@ EXTRACTORS: dict[str, ExtractorEntry] = {
 }
 
 HEADS: dict[str, HeadEntry] = {
-    "fcn": HeadEntry(FCNConfig, _fcn),
+    "fcn": HeadEntry(FCNConfig, _on_tiles(FCN)),
     "threshold": HeadEntry(ThresholdConfig, _threshold),
-    "pixel_mlp": HeadEntry(PixelMLPConfig, _pixel_mlp),
+    "pixel_mlp": HeadEntry(PixelMLPConfig, _on_tiles(PixelMLPHead)),
     "unet": HeadEntry(UNetHeadConfig, _on_specs(UNetHead)),
     "fcn8": HeadEntry(FCN8Config, _on_specs(FCN8Head)),
     "linear": HeadEntry(LinearConfig, _on_specs(LinearHead)),
 }
+
+
+CLASSES_ONLY = ("threshold", "pixel_mlp")
+"""Heads whose outputs can only be classes."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,12 @@ class ModelConfig:
     """None, or StainBasis (or its mapping: vectors, maxima) that images are normalised to first."""
     resize_px: int | None = None
     """None, or the side of the square that labelled images are stretched to (slides never are)."""
+    border: bool = False
+    """Whether the network has one output more than classes: the border of objects."""
+    temperature: float = 1.0
+    """Class logits are divided by this before the softmax: what calibrates the probabilities."""
+    objects: ObjectsConfig = ObjectsConfig()
+    """Post-processing of the labels."""
 
     def __post_init__(self) -> None:
         classes = (
@@ -148,6 +158,10 @@ class ModelConfig:
         low, high = MPP_RANGE
         if not (math.isfinite(self.mpp) and low <= self.mpp <= high):
             raise ConfigError(f"mpp {self.mpp}: must be from {low} to {high} um per pixel")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature {self.temperature}: must be above 0")
+        if self.border and self.head["name"] in CLASSES_ONLY:
+            raise ConfigError(f"head {self.head['name']}: has no output for borders")
         tile = extractor["tile_px"]
         if self.window_px <= 0 or self.window_px % tile:
             raise ConfigError(f"window_px {self.window_px}: must be a multiple of the tile, {tile}")
@@ -259,9 +273,12 @@ def build_segmenter(
         raise ConfigError("the extractor given is not of the model's configuration")
     classes = Classes.from_list(config.classes)
     head_config = typed_config(config.head, HEADS, "head")
-    head = HEADS[config.head["name"]].build(extractor, len(classes), head_config)
+    head = HEADS[config.head["name"]].build(
+        extractor, len(classes) + int(config.border), head_config
+    )
     resolved = to_mapping(config)
-    digested = {k: v for k, v in resolved.items() if v is not None}  # as before those keys
+    later = {"border": False, "temperature": 1.0, "objects": to_mapping(ObjectsConfig())}
+    digested = {k: v for k, v in resolved.items() if v is not None and v != later.get(k)}
     known = {
         "name": config.extractor["name"],
         "sha256": hashlib.sha256(json.dumps(digested, sort_keys=True).encode()).hexdigest(),
@@ -276,5 +293,8 @@ def build_segmenter(
         config=resolved,
         stain_target=read_basis(config.stain_target),
         resize_px=config.resize_px,
+        border=config.border,
+        temperature=config.temperature,
+        objects=config.objects,
     )
     return Segmenter(extractor, head, described)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wsiseg.classes import Classes
 from wsiseg.geometry import Point
 from wsiseg.models.base import FeatureExtractor, Features, Head, cut_tiles
+from wsiseg.objects import ObjectsConfig
 from wsiseg.stain import StainBasis
 
 
@@ -31,6 +32,9 @@ class ModelInfo:
         card: provenance: data, training, metrics, versions; plain data.
         stain_target: the stains that images must be normalised to before the model sees them.
         resize_px: the square that labelled images are stretched to, or None.
+        border: whether the last output of the head is the border of objects, not a class.
+        temperature: what class logits are divided by.
+        objects: post-processing of the labels.
     """
 
     name: str
@@ -44,6 +48,14 @@ class ModelInfo:
     card: Mapping[str, Any] = field(default_factory=dict)
     stain_target: StainBasis | None = None
     resize_px: int | None = None
+    border: bool = False
+    temperature: float = 1.0
+    objects: ObjectsConfig = ObjectsConfig()
+
+    @property
+    def output_count(self) -> int:
+        """Maps that the network gives: the classes, and the border if it has one."""
+        return len(self.classes) + int(self.border)
 
 
 class Segmenter(nn.Module):
@@ -51,6 +63,9 @@ class Segmenter(nn.Module):
 
     Inference uses `tile_features` and `window_probabilities` so that windows share tiles;
     `probabilities` does both for whole windows.
+
+    Attributes:
+        map_specs: one entry a map of `tile_features`.
     """
 
     def __init__(self, extractor: FeatureExtractor, head: Head, info: ModelInfo) -> None:
@@ -58,6 +73,7 @@ class Segmenter(nn.Module):
         self.extractor = extractor
         self.head = head
         self.info = info
+        self.map_specs = extractor.specs
 
     @property
     def device(self) -> torch.device:
@@ -72,13 +88,33 @@ class Segmenter(nn.Module):
         return features
 
     def window_logits(self, features: Features) -> Tensor:
-        """(B, C, window, window) logits from tile features (B, R, K, channels, h, w)."""
+        """(B, C[+1], window, window) logits from tile features (B, R, K, channels, h, w)."""
         logits: Tensor = self.head(features)
         return logits
 
+    def to_probabilities(self, logits: Tensor) -> Tensor:
+        """(B, C[+1], H, W) float32 probabilities of logits of that shape.
+
+        Those of the classes sum to 1; that of the border, where there is one, comes after them.
+        """
+        count = len(self.info.classes)
+        classes = (logits[:, :count].float() / self.info.temperature).softmax(dim=1)
+        if not self.info.border:
+            return classes
+        return torch.cat((classes, logits[:, count:].float().sigmoid()), dim=1)
+
     def window_probabilities(self, features: Features) -> Tensor:
-        """(B, C, window, window) float32 probabilities from features (B, R, K, channels, h, w)."""
-        return self.window_logits(features).float().softmax(dim=1)
+        """Probabilities, see `to_probabilities`, from features (B, R, K, channels, h, w)."""
+        return self.to_probabilities(self.window_logits(features))
+
+    def judge(self, features: Features) -> tuple[Tensor, Tensor | None]:
+        """Probabilities of windows and, where the head can tell, how unsure they are.
+
+        Returns:
+            (B, C[+1], H, W) float32, and (B, H, W) float32 from 0 (sure) to 1, or None.
+        """
+        logits, uncertainty = self.head.judge(features)
+        return self.to_probabilities(logits), uncertainty
 
     def features(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
         """Features (B, R, K, channels, h, w) of whole windows (B, 3, R * tile, K * tile).
@@ -101,5 +137,5 @@ class Segmenter(nn.Module):
         return tuple(torch.unflatten(m, 0, (b, r, k)) for m in maps)
 
     def probabilities(self, images: Tensor, places: Sequence[Point], seed: int = 0) -> Tensor:
-        """(B, C, H, W) float32 probabilities of whole windows (B, 3, H, W) in [-1, 1]."""
+        """(B, C[+1], H, W) float32 probabilities of whole windows (B, 3, H, W) in [-1, 1]."""
         return self.window_probabilities(self.features(images, places, seed))

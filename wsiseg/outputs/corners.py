@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ UInt8 = npt.NDArray[np.uint8]
 Int = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.integer[Any]]
 
 EAST, SOUTH, WEST, NORTH = range(4)
 
@@ -78,19 +79,20 @@ class Corners:
         )
 
 
-def find_corners(labels: UInt8, top: int) -> tuple[Corners, Int]:
-    """Corners of all regions of value 1 or more on the grid lines between the rows of an image.
+def find_corners(labels: Labels, top: int) -> tuple[Corners, Int]:
+    """Corners of all regions of a value that is not 0 on the grid lines between rows of an image.
 
     Args:
-        labels: (h, w) uint8; the first row is the one above grid line `top`. The sides of the
-            image count as value 0; the lines above its first and below its last row are left out.
+        labels: (h, w) uint8 or int32; the first row is the one above grid line `top`. The sides of
+            the image count as value 0; the lines above its first and below its last row are left
+            out.
         top: y of the grid line below the first row.
 
     Returns:
         The corners, and for each a pixel of its region as flat index into `labels`.
     """
     height, width = labels.shape
-    padded = np.zeros((height, width + 2), np.uint8)
+    padded = np.zeros((height, width + 2), labels.dtype)
     padded[:, 1:-1] = labels
     beside = padded[:, 1:] != padded[:, :-1]
     over = padded[1:] != padded[:-1]
@@ -123,17 +125,17 @@ class _Kind(NamedTuple):
     pinch: Bool
 
 
-def _kinds(around: list[UInt8]) -> Iterator[_Kind]:
+def _kinds(around: list[Labels]) -> Iterator[_Kind]:
     """All kinds of corners, given the four labels around each point."""
     never = np.zeros(len(around[A]), bool)
     for pixel in (A, B, C, D):
         own, across = around[pixel], around[_ACROSS[pixel]]
         side, over = around[_BESIDE[pixel]], around[_OVER[pixel]]
-        alone = (own > 0) & (own != side) & (own != over)
+        alone = (own != 0) & (own != side) & (own != over)
         yield _Kind(alone, _CONVEX[pixel], pixel, own == across)
-        missing = (own != across) & (side == over) & (side == across) & (side > 0)
+        missing = (own != across) & (side == over) & (side == across) & (side != 0)
         yield _Kind(missing, _REFLEX[pixel], _ACROSS[pixel], never)
     for first, second, go in ((A, B, WEST), (C, D, EAST), (A, C, SOUTH), (B, D, NORTH)):
         own, (p, q) = around[first], (around[_ACROSS[second]], around[_ACROSS[first]])
-        passed = (own > 0) & (own == around[second]) & (p != q) & (p != own) & (q != own)
+        passed = (own != 0) & (own == around[second]) & (p != q) & (p != own) & (q != own)
         yield _Kind(passed, (go, go), first, never)

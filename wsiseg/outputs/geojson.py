@@ -106,11 +106,12 @@ def write_geojson(
 ) -> GeoJsonReport:
     """Write the regions of a canvas as a GeoJSON FeatureCollection for QuPath.
 
-    One feature for each 4-connected region, with holes, in level-0 pixels of the canvas's
-    frame, the largest of each class first. The borders of all classes are simplified together,
-    exported or not, so that neighbours keep sharing them and a class looks the same whatever
-    else is exported. "Area um^2" and "Mean probability" are those of the region's own pixels,
-    before holes were filled and borders simplified. The same run gives the same ids.
+    One feature for each object, or 4-connected region of what has no objects, with holes, in
+    level-0 pixels of the canvas's frame, the largest of each class first. The borders of all
+    classes are simplified together, exported or not, so that neighbours keep sharing them and a
+    class looks the same whatever else is exported. "Area um^2" and "Mean probability" are those of
+    the region's own pixels, before holes were filled and borders simplified. The same run gives the
+    same ids.
 
     Memory bound: that of `trace`, and about as much again for simplifying.
 

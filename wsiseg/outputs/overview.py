@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from wsiseg.geometry import Box, Size
 from wsiseg.outputs.sidecar import ClassArea, class_areas
 
 UInt8 = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.integer[Any]]
 
 PANEL = Size(800, 1000)
 """Largest panel where the two stand side by side."""
@@ -38,8 +40,8 @@ def write_overview(
 ) -> None:
     """Write `<slide>.overview.png`: the slide, the slide with its classes, legend, scale bar.
 
-    Classes are laid over the thumbnail in their colours with their borders drawn; background
-    classes only faintly. Memory bound: one row of chunks and the picture itself.
+    Classes are laid over the thumbnail in their colours with their borders and those of objects
+    drawn; background classes only faintly. Memory bound: one row of chunks and the picture itself.
 
     Args:
         path: the file; it appears when it is complete.
@@ -98,8 +100,8 @@ def _thumbnail(canvas: Canvas, panel: Size) -> UInt8:
     return np.asarray(resized.convert("RGB"))
 
 
-def _sampled_labels(canvas: Canvas, panel: Size) -> UInt8:
-    """(h, w) uint8 labels under the centres of the panel's pixels, a row of chunks at a time."""
+def _sampled(canvas: Canvas, panel: Size, read: Callable[[Box], Labels]) -> Labels:
+    """(h, w) values under the centres of the panel's pixels, a row of chunks at a time."""
     width, height = canvas.grid.size
     xs = ((np.arange(panel.width) + 0.5) * width / panel.width).astype(np.int64)
     ys = ((np.arange(panel.height) + 0.5) * height / panel.height).astype(np.int64)
@@ -107,14 +109,16 @@ def _sampled_labels(canvas: Canvas, panel: Size) -> UInt8:
     for top in range(0, height, canvas.chunk_px):
         inside = ys[(ys >= top) & (ys < top + canvas.chunk_px)]
         if len(inside):
-            band = canvas.labels(Box(0, top, width, min(canvas.chunk_px, height - top)))
+            band = read(Box(0, top, width, min(canvas.chunk_px, height - top)))
             rows.append(band[inside - top][:, xs])
     return np.concatenate(rows)
 
 
 def _overlay(canvas: Canvas, slide: UInt8) -> UInt8:
-    """The slide with class colours laid over it and their borders drawn."""
-    labels = _sampled_labels(canvas, Size(slide.shape[1], slide.shape[0]))
+    """The slide with class colours laid over it and the borders of classes and objects drawn."""
+    panel = Size(slide.shape[1], slide.shape[0])
+    labels = _sampled(canvas, panel, canvas.labels)
+    colours = _sampled(canvas, panel, canvas.colours) if canvas.has_objects else labels
     alpha = np.zeros(256, np.float32)
     lined = np.zeros(256, bool)
     for value, item in canvas.classes.values():
@@ -122,13 +126,13 @@ def _overlay(canvas: Canvas, slide: UInt8) -> UInt8:
         lined[value] = not item.background
     border = np.zeros(labels.shape, bool)
     for axis in (0, 1):
-        differ = np.diff(labels.astype(np.int16), axis=axis) != 0
+        differ = np.diff(colours.astype(np.int32), axis=axis) != 0
         border |= np.pad(differ, [(0, 1) if a == axis else (0, 0) for a in (0, 1)])
         border |= np.pad(differ, [(1, 0) if a == axis else (0, 0) for a in (0, 1)])
     border = ndimage.binary_dilation(border)
     weight = np.where(border & lined[labels], np.float32(1), alpha[labels])[..., None]
-    colours = canvas.classes.lookup()[labels]
-    mixed: UInt8 = np.round(slide * (1 - weight) + colours * weight).astype(np.uint8)
+    painted = canvas.classes.lookup()[labels]
+    mixed: UInt8 = np.round(slide * (1 - weight) + painted * weight).astype(np.uint8)
     return mixed
 
 

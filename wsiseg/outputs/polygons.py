@@ -1,6 +1,7 @@
 """Regions of equal label as polygons along the pixel edges. Knows no files, classes or units.
 
-A region is a 4-connected set of pixels of one value. Its polygon follows the edges of its pixels
+A region is a 4-connected set of pixels of one value; where the canvas has objects, each is a region
+of its own. Its polygon follows the edges of its pixels
 exactly, keeps holes, and has a vertex at every corner and wherever three or more labels meet, so
 that all polygons together are a valid coverage (neighbours share every vertex of their border).
 
@@ -24,13 +25,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from wsiseg.canvas import Canvas
 from wsiseg.geometry import Box
 from wsiseg.outputs.corners import Corners, find_corners
 from wsiseg.outputs.rings import closed_rings, find_rings, next_corner, signed_areas
+from wsiseg.regions import Labels, connected, find_runs, run_of
 
 Int = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -130,39 +130,42 @@ class _Bands:
         self.stats: list[_Stats] = []
         self.seams: list[Int] = []  # (2, n) pairs of components that are one region
         width = canvas.grid.size.width
-        self.above: UInt8 = np.zeros((1, width), np.uint8)  # last row of the band before
+        self.above: Labels = np.zeros((1, width), np.uint8)  # last row of the band before
         self.above_ids: Int32 = np.full(width, -1, np.int32)  # its components
 
     def add(self, top: int, band_px: int) -> None:
         """Take the band of rows that starts at `top`; bands come in order."""
         width, height = self.canvas.grid.size
         box = Box(0, top, width, min(band_px, height - top))
-        labels = self.canvas.labels(box)
-        starts, ids = _components(labels)
-        self.stats.append(_sums(labels, self.canvas.confidence(box), starts, ids))
-        first = ids[_run_of(starts, np.arange(width))]
-        last = ids[_run_of(starts, np.arange(labels.size - width, labels.size))]
-        self._add_corners(labels, top, starts, ids, (first, last))
+        colours = self.canvas.colours(box)
+        starts, ids = find_runs(colours)
+        values = colours.ravel()[starts]
+        if self.canvas.has_objects:
+            values = self.canvas.labels(box).ravel()[starts]
+        self.stats.append(_sums(values, self.canvas.confidence(box), starts, ids))
+        first = ids[run_of(starts, np.arange(width))]
+        last = ids[run_of(starts, np.arange(colours.size - width, colours.size))]
+        self._add_corners(colours, top, starts, ids, (first, last))
         if top:
-            same = (self.above[0] == labels[0]) & (labels[0] > 0)
+            same = (self.above[0] == colours[0]) & (colours[0] != 0)
             pairs = np.stack([self.above_ids[same], first[same] + self.count])
             self.seams.append(np.unique(pairs, axis=1))
-        self.above, self.above_ids = labels[-1:], last + np.int32(self.count)
+        self.above, self.above_ids = colours[-1:], last + np.int32(self.count)
         self.count += len(self.stats[-1].value)
 
     def _add_corners(
-        self, labels: UInt8, top: int, starts: Int, ids: Int32, edges: tuple[Int32, Int32]
+        self, colours: Labels, top: int, starts: Int, ids: Int32, edges: tuple[Int32, Int32]
     ) -> None:
         """Corners on the line over each row of the band, and under the last row of all."""
         width, height = self.canvas.grid.size
-        rows = [self.above, labels]
-        if top + len(labels) == height:
-            rows.append(np.zeros((1, width), np.uint8))
+        rows = [self.above.astype(colours.dtype), colours]
+        if top + len(colours) == height:
+            rows.append(np.zeros((1, width), colours.dtype))
         corners, pixels = find_corners(np.concatenate(rows), top)
         inside = pixels >= width  # the first row is that of the band before
         owner = np.empty(len(corners), np.int32)
         owner[~inside] = self.above_ids[pixels[~inside]]
-        component = ids[_run_of(starts, pixels[inside] - width)]
+        component = ids[run_of(starts, pixels[inside] - width)]
         owner[inside] = component + np.int32(self.count)
         # Small components away from both edges of the band cannot grow: forget their corners.
         small = self.stats[-1].area < self.min_area_px
@@ -176,7 +179,7 @@ class _Bands:
     def finish(self) -> tuple[Corners, Int32, _Stats]:
         """Corners of the regions that are large enough, the region of each, and all sums."""
         pairs = np.concatenate(self.seams, axis=1) if self.seams else np.zeros((2, 0), np.int64)
-        final = _connected(pairs[0], pairs[1], self.count)
+        final = connected(pairs[0], pairs[1], self.count)
         n = int(final.max()) + 1
         value = np.zeros(n, np.int64)
         value[final] = np.concatenate([s.value for s in self.stats])
@@ -193,44 +196,12 @@ class _Bands:
         return merged, owners, _Stats(value, area.astype(np.int64), confidence.astype(np.int64))
 
 
-def _connected(a: Int, b: Int, n: int) -> Int32:
-    """Component of each of n nodes under the edges a-b."""
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int32)
-
-
-def _components(labels: UInt8) -> tuple[Int, Int32]:
-    """Runs of equal pixels in the rows of a band, and the 4-connected component of each run.
-
-    Returns:
-        (flat index of the first pixel of each run, component of each run).
-    """
-    height, width = labels.shape
-    change = np.ones(labels.shape, bool)
-    np.not_equal(labels[:, 1:], labels[:, :-1], out=change[:, 1:])
-    starts = np.flatnonzero(change)
-    flat = labels.ravel()
-    # Two runs of neighbouring rows touch exactly where one of them starts over the other.
-    down = starts[starts < (height - 1) * width]
-    down = down[flat[down] == flat[down + width]]
-    up = starts[starts >= width]
-    up = up[flat[up] == flat[up - width]]
-    upper = _run_of(starts, np.concatenate([down, up - width]))
-    lower = _run_of(starts, np.concatenate([down + width, up]))
-    return starts, _connected(upper, lower, len(starts))
-
-
-def _run_of(starts: Int, pixels: Int) -> Int:
-    """The run in which each pixel lies."""
-    return np.searchsorted(starts, pixels, side="right") - 1
-
-
-def _sums(labels: UInt8, confidence: UInt8, starts: Int, ids: Int32) -> _Stats:
-    """Label, pixels and summed confidence of each component of a band."""
+def _sums(values: Labels, confidence: UInt8, starts: Int, ids: Int32) -> _Stats:
+    """Label, pixels and summed confidence of each component of a band, given labels of runs."""
     n = int(ids.max()) + 1
     value = np.zeros(n, np.int64)
-    value[ids] = labels.ravel()[starts]
-    area = np.bincount(ids, np.diff(starts, append=labels.size), n)
+    value[ids] = values
+    area = np.bincount(ids, np.diff(starts, append=confidence.size), n)
     runs = np.add.reduceat(confidence.ravel(), starts, dtype=np.int64)
     return _Stats(value, area.astype(np.int64), np.bincount(ids, runs, n).astype(np.int64))
 

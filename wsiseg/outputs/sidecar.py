@@ -84,6 +84,7 @@ def sidecar(
             "frame": slide.get("frame", "qupath"),
         },
         "areas_mm2": {a.name: round(a.mm2, 6) for a in areas},
+        **({"objects": record["objects"]} if canvas.has_objects else {}),
         "polygons": dict(polygons) if polygons is not None else None,
         "files": dict(files or {}),
         "parameters": record.get("parameters", {}),

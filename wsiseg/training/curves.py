@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, confusion matrix, label efficiency. Knows no networks.
+"""Pictures of a run: curves, confusions, reliability, label efficiency. Knows no networks.
 
 matplotlib is imported where a picture is drawn, without its global state and without a display.
 """
@@ -195,6 +195,38 @@ def draw_confusion(path: str | Path, matrix: npt.NDArray[Any], classes: Classes)
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
     axes.tick_params(length=0)
+    _save(figure, Path(path))
+
+
+def draw_reliability(path: str | Path, calibration: Mapping[str, Any]) -> None:
+    """Write a reliability diagram as PNG: accuracy against confidence, and the pixels of each bin.
+
+    Args:
+        path: the file; it appears when it is complete.
+        calibration: what `Reliability.summary` gives.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    bins = [row for row in calibration["bins"] if row["count"]]
+    figure, (upper, lower) = _figure(2, width=5.4, height=3.1)
+    upper.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="as it should be")
+    sides, widths = [r["low"] for r in bins], [r["high"] - r["low"] for r in bins]
+    accuracy = [r["accuracy"] for r in bins]
+    upper.bar(sides, accuracy, widths, align="edge", color=SERIES[5], edgecolor="white")
+    means = [r["confidence"] for r in bins]
+    upper.plot(means, accuracy, color=SERIES[1], marker="o", markersize=4, label="measured")
+    upper.set_ylabel("share that is right")
+    upper.set_ylim(0, 1)
+    upper.legend(frameon=False, loc="upper left")
+    title = f"ECE {calibration['ece']:.3f}, largest gap {calibration['mce']:.3f}"
+    upper.set_title(title, loc="left", fontsize=10, color=INK)
+    share = [r["count"] / max(1, calibration["pixels"]) for r in bins]
+    lower.bar(sides, share, widths, align="edge", color=GREY, edgecolor="white")
+    lower.set_ylabel("share of the pixels")
+    lower.set_xlabel("probability of the most likely class")
+    upper.sharex(lower)
+    lower.set_xlim(min([0.5, *sides]), 1)
     _save(figure, Path(path))
 
 

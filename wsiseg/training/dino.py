@@ -1,7 +1,8 @@
-"""Self-distillation without labels (DINO) for the small encoder. Knows no diffusion.
+"""Self-distillation without labels (DINO, with masked patches iBOT). Knows no diffusion.
 
-Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers (ICCV 2021):
-multi-crop, teacher by moving average, centring and sharpening.
+Sources: Caron et al., Emerging Properties in Self-Supervised Vision Transformers (ICCV 2021):
+multi-crop, teacher by moving average, centring and sharpening; Zhou et al., iBOT (ICLR 2022):
+the patch tokens that the student does not see are predicted to be the teacher's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from wsiseg.errors import ConfigError
 from wsiseg.models.base import to_tensor
 from wsiseg.models.extractors.vit import ViT, ViTConfig
 from wsiseg.training.loop import LoopConfig
+from wsiseg.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class DinoConfig:
     """Area share of a global crop."""
     local_scale: tuple[float, float] = (0.1, 0.4)
     """Area share of a local crop."""
+    mask_share: float = 0.0
+    """Share of the patch tokens that is hidden from the student in every second global crop and
+    predicted, as in iBOT; 0 = off, which is DINO."""
+    mask_weight: float = 1.0
+    """Weight of that loss."""
 
     def __post_init__(self) -> None:
         if self.prototypes < 2 or self.local_count < 0:
@@ -59,6 +66,8 @@ class DinoConfig:
             check_scale(getattr(self, name), f"dino.{name}")
             if getattr(self, name)[1] > 1:
                 raise ConfigError(f"dino.{name}: area shares must be at most 1")
+        if not 0 <= self.mask_share < 1 or self.mask_weight < 0:
+            raise ConfigError("dino: mask_share must be from 0 to below 1, mask_weight from 0")
 
 
 class ProjectionHead(nn.Module):
@@ -76,30 +85,40 @@ class ProjectionHead(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck) * 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, prototypes) logits of (B, dim) vectors."""
+        """(..., prototypes) logits of (..., dim) vectors."""
         z = nnf.normalize(self.mlp(x), dim=-1)
         return z @ nnf.normalize(self.prototypes, dim=-1).T
 
 
 class DinoTask:
-    """Student and teacher; the teacher is what is kept."""
+    """Student and teacher; the teacher is what is kept.
+
+    The centres are those of the teacher's logits over all processes.
+    """
 
     def __init__(
         self, vit: ViTConfig, config: DinoConfig, augment: AugmentConfig, loop: LoopConfig
     ) -> None:
         self.config, self.augment, self.loop = config, augment, loop
+        self.vit, self.processes = vit, Processes()
         student = nn.ModuleDict(
             {"encoder": ViT(vit), "head": ProjectionHead(vit.dim, config.prototypes)}
         )
+        if config.mask_share:
+            student["patch_head"] = ProjectionHead(vit.dim, config.prototypes)
+            student["mask"] = nn.ParameterList([torch.zeros(vit.dim)])
         teacher = copy.deepcopy(student).requires_grad_(False)
         self.module = nn.ModuleDict({"student": student, "teacher": teacher})
-        self.module.register_buffer("centre", torch.zeros(1, config.prototypes))
+        self.centres = ["centre", "patch_centre"] if config.mask_share else ["centre"]
+        for name in self.centres:
+            self.module.register_buffer(name, torch.zeros(1, config.prototypes))
+        self._seen: dict[str, list[Tensor]] = {name: [] for name in self.centres}
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> ViT:
         """The teacher's encoder."""
         teacher: Any = self.module["teacher"]
-        encoder: nn.Module = teacher["encoder"]
+        encoder: ViT = teacher["encoder"]
         return encoder
 
     def parameters(self) -> list[nn.Parameter]:
@@ -107,35 +126,64 @@ class DinoTask:
         return list(self.module["student"].parameters())
 
     def losses(self, batch: object, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """Cross-entropy of every student crop against every other global teacher crop."""
+        """Cross-entropy of every student crop against every other global teacher crop.
+
+        With `mask_share` also that of every hidden patch of a global crop against the teacher's.
+        """
         c = self.config
         images = to_tensor(batch, device=self.parameters()[0].device)  # type: ignore[arg-type]
         views = [self._view(images, c.global_px, c.global_scale, generator) for _ in range(2)]
         local = [
             self._view(images, c.local_px, c.local_scale, generator) for _ in range(c.local_count)
         ]
+        hidden = self._hidden(len(images), generator).to(images.device) if c.mask_share else None
+        student: Any = self.module["student"]
+        teacher: Any = self.module["teacher"]
         with torch.no_grad():
-            logits = _run(self.module["teacher"], views)
-            temperature = c.teacher_temperature
-            centre: Tensor = self.module.centre  # type: ignore[assignment]
-            targets = [((t - centre) / temperature).softmax(-1) for t in logits]
-            batch_centre = torch.cat(logits).mean(0, keepdim=True)
-            centre.lerp_(batch_centre, 1 - c.centre_momentum)
-        outputs = _run(self.module["student"], views)
-        outputs += _run(self.module["student"], local) if local else []
-        loss, terms = images.new_zeros(()), 0
-        for i, target in enumerate(targets):
-            for j, output in enumerate(outputs):
-                if i != j:
-                    log_p = (output / c.student_temperature).log_softmax(-1)
-                    loss = loss - (target * log_p).sum(-1).mean()
-                    terms += 1
+            known = teacher["encoder"].tokens(torch.cat(views))
+            targets = self._targets(teacher["head"](known[:, 0]), "centre").chunk(2)
+        seen = _tokens(student, torch.cat(views), hidden)
+        outputs = list(student["head"](seen[:, 0]).float().chunk(2))
+        if local:
+            vectors = student["encoder"](torch.cat(local))
+            outputs += student["head"](vectors).float().chunk(len(local))
+        pairs = [(t, o) for i, t in enumerate(targets) for j, o in enumerate(outputs) if i != j]
+        loss = torch.stack([self._cross_entropy(*pair) for pair in pairs]).mean()
         mean = torch.cat(targets).mean(0)
         spread = -(mean * (mean + 1e-9).log()).sum()  # falls to 0 if all images collapse to one
-        return {"loss": loss / terms, "spread": spread}
+        if hidden is None:
+            return {"loss": loss, "spread": spread}
+        with torch.no_grad():
+            wanted = self._targets(teacher["patch_head"](known[:, 1:][hidden]), "patch_centre")
+        masked = self._cross_entropy(wanted, student["patch_head"](seen[:, 1:][hidden]).float())
+        return {"loss": loss + c.mask_weight * masked, "spread": spread, "masked": masked}
+
+    def _targets(self, logits: Tensor, centre: str) -> Tensor:
+        """The teacher's distributions (N, prototypes); remembers the logits for the centre."""
+        logits = logits.float()
+        self._seen[centre].append(logits.mean(0, keepdim=True))
+        centred = logits - getattr(self.module, centre)
+        targets: Tensor = (centred / self.config.teacher_temperature).softmax(-1)
+        return targets
+
+    def _cross_entropy(self, target: Tensor, output: Tensor) -> Tensor:
+        log_p = (output / self.config.student_temperature).log_softmax(-1)
+        return -(target * log_p).sum(-1).mean()
+
+    def _hidden(self, count: int, generator: torch.Generator) -> Tensor:
+        """(2 * count, tokens) bool: the hidden patches of both global crops of all images.
+
+        In one of the two crops of each image, the share of the configuration, at least one.
+        """
+        tokens = (self.config.global_px // self.vit.patch_px) ** 2
+        number = max(1, round(self.config.mask_share * tokens))
+        order = torch.rand(count, tokens, generator=generator).argsort(dim=1)
+        hidden = torch.zeros(count, tokens, dtype=torch.bool).scatter(1, order[:, :number], True)
+        first = torch.rand(count, 1, generator=generator) < 0.5
+        return torch.cat((hidden & first, hidden & ~first))
 
     def after_step(self, step: int) -> None:
-        """Move the teacher towards the student."""
+        """Move the teacher towards the student and the centres towards what was seen."""
         progress = step / max(1, self.loop.steps)
         momentum = 1 - (1 - self.config.momentum) * (math.cos(math.pi * progress) + 1) / 2
         pairs = zip(
@@ -144,6 +192,10 @@ class DinoTask:
         with torch.no_grad():
             for teacher, student in pairs:
                 teacher.lerp_(student, 1 - momentum)
+            for name in self.centres:
+                mean = self.processes.mean(torch.stack(self._seen[name]).mean(0))
+                getattr(self.module, name).lerp_(mean, 1 - self.config.centre_momentum)
+                self._seen[name].clear()
 
     def _view(
         self, images: Tensor, size: int, area: tuple[float, float], generator: torch.Generator
@@ -169,8 +221,18 @@ class DinoTask:
         return stain_jitter(view, self.augment, generator)
 
 
-def _run(network: nn.Module, views: list[Tensor]) -> list[Tensor]:
-    """Logits of views of equal size in one pass."""
-    parts = dict(network.named_children())
-    logits: Tensor = parts["head"](parts["encoder"](torch.cat(views))).float()
-    return list(logits.chunk(len(views)))
+def _tokens(student: Any, views: Tensor, hidden: Tensor | None) -> Tensor:
+    """All tokens of views, with the embeddings of hidden patches replaced by the mask token."""
+    encoder: ViT = student["encoder"]
+    if hidden is None:
+        return encoder.tokens(views)
+
+    def replace(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        token = student["mask"][0].to(output.dtype).view(1, -1, 1, 1)
+        return torch.where(hidden.view(len(output), 1, *output.shape[-2:]), token, output)
+
+    handle = encoder.net.patch_embed.proj.register_forward_hook(replace)
+    try:
+        return encoder.tokens(views)
+    finally:
+        handle.remove()

@@ -11,9 +11,11 @@ import numpy as np
 from wsiseg.classes import IGNORE, Classes
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.errors import ModelError
-from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.segmenter import ModelInfo, Segmenter
+from wsiseg.training.calibration import Reliability
+from wsiseg.training.findings import filled, found_labels, found_objects, without_small
 from wsiseg.training.metrics import Matrix, confusion_matrix, pixel_metrics
-from wsiseg.training.objects import ObjectScores, object_scores, objects_of, pool
+from wsiseg.training.objects import ObjectScores, object_scores, pool
 from wsiseg.training.sliding import Prediction, predict_image
 
 PIXEL = ("accuracy", "dice", "miou", "f1")
@@ -31,6 +33,8 @@ class Measuring:
     """Predicted objects below this area are left out of the object scores."""
     fill_holes: bool = False
     """Whether holes of predicted objects are filled before the object scores."""
+    raw: bool = False
+    """Whether to measure without the post-processing that belongs to the model."""
 
 
 @dataclass
@@ -45,12 +49,15 @@ class Evaluation:
         object: pooled object scores and their means, see `objects.pool`, and hausdorff_um; None
             without instances.
         how: as it was measured.
+        calibration: how far the probabilities can be trusted, see `Reliability.summary`; None
+            where that was not measured.
     """
 
     pixel: dict[str, Any]
     per_image: dict[str, dict[str, float]]
     object: dict[str, Any] | None = None
     how: Measuring = Measuring()
+    calibration: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, Any]:
         """The pooled metrics and the means of the per-image ones, ready for JSON."""
@@ -69,6 +76,7 @@ class _Tally:
     """What is summed over the images."""
 
     matrix: Matrix
+    reliability: Reliability = field(default_factory=Reliability)
     objects: list[ObjectScores] = field(default_factory=list)
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -101,7 +109,8 @@ def evaluate(
     tally = _Tally(np.zeros((count, count), np.int64))
     for done, index in enumerate(wanted, start=1):
         item = dataset[index]
-        _add(tally, item, predict_item(segmenter, dataset, item, how), dataset, how)
+        prediction = predict_item(segmenter, dataset, item, how)
+        _add(tally, item, prediction, segmenter.info, mpp=dataset.mpp, how=how)
         if progress is not None:
             progress(done, len(wanted))
     pixel = pixel_metrics(tally.matrix, dataset.classes)
@@ -109,7 +118,8 @@ def evaluate(
     if tally.objects:
         objects = pool(tally.objects)
         objects["hausdorff_um"] = objects["hausdorff"] * dataset.mpp
-    return Evaluation(pixel, tally.rows, objects, how)
+    calibration = tally.reliability.summary() if tally.reliability.pixels else None
+    return Evaluation(pixel, tally.rows, objects, how, calibration)
 
 
 def predict_item(
@@ -124,26 +134,28 @@ def _add(
     tally: _Tally,
     item: LabelledImage,
     prediction: Prediction,
-    dataset: LabelledDataset,
+    info: ModelInfo,
+    *,
+    mpp: float,
     how: Measuring,
 ) -> None:
-    """Count an image."""
-    predicted = prediction.probabilities.argmax(0).astype(np.uint8)
-    matrix = confusion_matrix(item.mask, predicted, len(dataset.classes))
+    """Count an image of a resolution."""
+    predicted = found_labels(prediction, info, mpp=mpp, raw=how.raw)
+    matrix = confusion_matrix(item.mask, predicted, len(info.classes))
     if not matrix.any():
         return
     tally.matrix += matrix
-    metrics = pixel_metrics(matrix, dataset.classes)
+    tally.reliability.add(prediction.probabilities, item.mask)
+    metrics = pixel_metrics(matrix, info.classes)
     row = {name: float(metrics[name]) for name in PIXEL}
     if prediction.uncertainty is not None:
         row["uncertainty"] = float(prediction.uncertainty.mean())
     if item.instances is not None:
-        background = [k for k, c in enumerate(dataset.classes) if c.background]
-        found = objects_of(
-            ~np.isin(predicted, background) & (item.mask != IGNORE),
-            min_area_px=round(how.min_object_um2 / dataset.mpp**2),
-            fill_holes=how.fill_holes,
-        )
+        if how.fill_holes:
+            predicted = filled(predicted, info.classes)
+        ignored = item.mask == IGNORE
+        found = found_objects(predicted, prediction, info, mpp=mpp, ignored=ignored, raw=how.raw)
+        found = without_small(found, round(how.min_object_um2 / mpp**2))
         scores = object_scores(found, item.instances)
         tally.objects.append(scores)
         row |= {

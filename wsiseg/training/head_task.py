@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from wsiseg.datasets.augment import stain_jitter
 from wsiseg.datasets.base import LabelledDataset
 from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
+from wsiseg.training.denoising import move_average
 from wsiseg.training.evaluate import Evaluation, evaluate
 from wsiseg.training.feature_cache import FeatureCache
 from wsiseg.training.loop import Outcome
-from wsiseg.training.losses import segmentation_loss, thin_background
+from wsiseg.training.losses import border_loss, segmentation_loss, thin_background
 from wsiseg.training.patches import Batch
 from wsiseg.training.train_config import TrainConfig
 
@@ -44,7 +46,12 @@ class Inputs(NamedTuple):
 
 
 class HeadTask:
-    """Head, and extractor as far as wanted, on patches; validates and keeps the best weights."""
+    """Head, and extractor as far as wanted, on patches; validates and keeps the best weights.
+
+    Attributes:
+        segmenter: what is trained.
+        kept: what is validated and kept: the moving average of the weights, or `segmenter` itself.
+    """
 
     def __init__(
         self,
@@ -64,13 +71,16 @@ class HeadTask:
         self.tuned = segmenter.extractor.trainable(config.trainable)
         for parameter in (*segmenter.head.parameters(), *self.tuned):
             parameter.requires_grad_(True)
+        self.kept = copy.deepcopy(segmenter).requires_grad_(False) if config.ema else segmenter
         self.module = nn.ModuleDict({"head": segmenter.head})
         if self.tuned:
             self.module["extractor"] = segmenter.extractor
+        if config.ema:
+            self.module["average"] = nn.ModuleDict({n: getattr(self.kept, n) for n in self.module})
         self.module.register_buffer("best", torch.tensor(-1.0, dtype=torch.float64))
         self.module.register_buffer("stale", torch.tensor(0))
-        weights = None if inputs.weights is None else inputs.weights.to(segmenter.device)
-        self.criterion = partial(segmentation_loss, config=config.loss, weights=weights)
+        weights = inputs.weights
+        self.weights = None if weights is None else weights.to(segmenter.device)
         self.background = [k for k, c in enumerate(self.dataset.classes) if c.background]
         batch = config.loop.batch_size * config.loop.accumulate
         self.epoch_steps = max(1, -(-len(inputs.training) // batch))
@@ -81,7 +91,9 @@ class HeadTask:
 
     def losses(self, batch: Batch, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """The segmentation loss of a batch of patches; the noise is seeded by the step."""
-        self.segmenter.extractor.train(bool(self.tuned) and self.config.trainable == "all")
+        self.segmenter.extractor.train(
+            bool(self.tuned) and self.config.trainable in ("all", "network")
+        )
         self.segmenter.head.train()
         features = (
             self._features(batch, self.config.seed + step, generator)
@@ -92,7 +104,17 @@ class HeadTask:
         share = self.config.loss.keep_background
         target = thin_background(target, self.background, share, generator)
         target = target.to(self.segmenter.device)
-        return {"loss": self.segmenter.head.loss(features, target, self.criterion)}
+        border = torch.from_numpy(batch.borders).to(target.device)
+        criterion = partial(self._criterion, border=border)
+        return {"loss": self.segmenter.head.loss(features, target, criterion)}
+
+    def _criterion(self, logits: Tensor, target: Tensor, *, border: Tensor) -> Tensor:
+        """The loss of logits (B, C[+1], H, W): that of the classes and that of the border."""
+        count, config = len(self.segmenter.info.classes), self.config.loss
+        loss = segmentation_loss(logits[:, :count], target, config, weights=self.weights)
+        if self.segmenter.info.border and config.border:
+            loss = loss + config.border * border_loss(logits[:, count], border, target)
+        return loss
 
     def _features(self, batch: Batch, seed: int, generator: torch.Generator) -> Features:
         images = to_tensor(batch.images, device=self.segmenter.device)
@@ -106,9 +128,7 @@ class HeadTask:
         for i, number in enumerate(batch.numbers):
             features = cache.get(number)
             if features is None:
-                one = Batch(
-                    (number,), batch.images[i : i + 1], batch.masks[i : i + 1], [batch.places[i]]
-                )
+                one = batch.one(i)
                 generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
                 maps = self._features(one, self.config.seed + number, generator)
                 features = tuple(m[0].to(torch.float16) for m in maps)
@@ -121,6 +141,11 @@ class HeadTask:
 
     def after_step(self, step: int) -> Outcome | None:
         """Validate now and then and keep the weights that did best; stop after `patience`."""
+        if self.config.ema:
+            average: Any = self.module["average"]
+            for name, part in average.items():
+                live = self.module[name]
+                move_average(part, live, ema=self.config.ema, step=step)
         last = step + 1 == self.config.loop.steps
         every = self.config.validate_every or self.epoch_steps
         if not self.writes or not (last or (step + 1) % every == 0):
@@ -142,8 +167,8 @@ class HeadTask:
 
     def validate(self) -> Evaluation:
         """Metrics on the validation images."""
-        self.segmenter.eval()
-        return evaluate(self.segmenter, self.dataset, indices=self.inputs.validation)
+        self.kept.eval()
+        return evaluate(self.kept, self.dataset, indices=self.inputs.validation)
 
     def _keep(self, dice: float) -> None:
         self.module.best.fill_(dice)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Training of the first stage and of the conditioned denoiser. Knows no labels.
+"""Training of the conditioned denoiser on latents, and its samples. Knows no labels.
 
 Sources: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models (CVPR 2022);
 Graikos et al. (CVPR 2024) for the self-supervised guidance and the dropped condition.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,24 +21,13 @@ from wsiseg.models.base import to_tensor
 from wsiseg.models.diffusion import add_noise, alphas_bar
 from wsiseg.models.extractors.latent import (
     Conditioner,
-    FirstStageConfig,
-    build_first_stage,
     build_unet,
     encode,
 )
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig
 from wsiseg.models.extractors.vit import ViT
-from wsiseg.training.denoising import check_denoising, draw_timesteps, move_average
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Configuration of the first stage's training."""
-
-    bottleneck_weight: float = 1e-4
-    """Weight of the KL term (kl) or of the commitment term (vq)."""
-    edge_weight: float = 1.0
-    """Weight of the L1 loss on horizontal and vertical differences, against blur."""
+from wsiseg.training.autoencoder import decode
+from wsiseg.training.denoising import check_denoising, ddim, draw_timesteps, move_average
 
 
 @dataclass(frozen=True)
@@ -56,63 +45,6 @@ class DenoiserConfig:
         check_denoising(self.timestep_power, self.ema, "denoiser")
         if not 0 <= self.null_share <= 1:
             raise ConfigError(f"denoiser.null_share {self.null_share}: must be from 0 to 1")
-
-
-class AutoencoderTask:
-    """L1 on pixels and on their differences, plus the bottleneck's term."""
-
-    def __init__(
-        self, first_stage: FirstStageConfig, config: AutoencoderConfig, augment: AugmentConfig
-    ) -> None:
-        self.first_stage, self.config, self.augment = first_stage, config, augment
-        self.module = build_first_stage(first_stage)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """All parameters."""
-        return list(self.module.parameters())
-
-    def losses(self, batch: object, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """Reconstruction and bottleneck losses of a batch (B, H, W, 3) uint8."""
-        device = self.parameters()[0].device
-        pixels = to_tensor(batch, device=device)  # type: ignore[arg-type]
-        images = stain_jitter(pixels, self.augment, generator)
-        rebuilt, bottleneck = self.reconstruct(images, generator)
-        rebuilt = rebuilt.float()
-        pixel = (rebuilt - images).abs().mean()
-        edges = sum((rebuilt.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (-1, -2))
-        loss = pixel + self.config.edge_weight * edges + self.config.bottleneck_weight * bottleneck
-        psnr = -10 * torch.log10((rebuilt - images).square().mean() / 4)
-        return {"loss": loss, "l1": pixel, "bottleneck": bottleneck, "psnr": psnr}
-
-    def reconstruct(
-        self, images: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(reconstruction, bottleneck term); with a generator KL latents are sampled."""
-        net: Any = self.module
-        h = net.quant_conv(net.encoder(images))
-        if self.first_stage.kind == "vq":
-            z, term, _ = net.quantize(h)
-        else:
-            mean, log_variance = h.float().chunk(2, dim=1)
-            log_variance = log_variance.clamp(-30, 20)
-            term = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-            z = mean
-            if generator is not None:
-                noise = torch.randn(mean.shape, generator=generator).to(mean)
-                z = mean + (0.5 * log_variance).exp() * noise
-        return net.decoder(net.post_quant_conv(z)), term
-
-    def after_step(self, step: int) -> None:
-        """Nothing."""
-
-
-def latent_statistics(
-    first_stage: nn.Module, config: FirstStageConfig, images: Tensor
-) -> FirstStageConfig:
-    """The configuration with shift and scale that give latents of images mean 0 and deviation 1."""
-    with torch.no_grad():
-        latents = encode(first_stage, replace(config, scale=1.0, shift=0.0), images)
-    return replace(config, scale=float(1 / latents.std()), shift=float(latents.mean()))
 
 
 class DenoiserTask:
@@ -153,7 +85,7 @@ class DenoiserTask:
         images = stain_jitter(pixels, self.augment, generator)
         with torch.no_grad():
             latents = encode(self.first_stage, self.config.first_stage, images).float()
-            vectors = nnf.normalize(self.encoder(images).float(), dim=-1)
+            vectors = self.vectors(images)
         b, steps = len(images), self.config.schedule.steps
         keep = torch.rand(b, 1, generator=generator) >= self.training.null_share
         t = draw_timesteps(b, steps, self.training.timestep_power, generator)
@@ -172,13 +104,58 @@ class DenoiserTask:
             t: (B,) int64 diffusion steps on the CPU.
             noise: (B, C, h, w) standard normal.
         """
-        parts: Any = self.module[which]
         alpha_bar = self.alphas_bar[t].view(-1, 1, 1, 1).to(latents.device)
-        noised = add_noise(latents, noise, alpha_bar)
+        predicted = self.predict(which, add_noise(latents, noise, alpha_bar), vectors, t)
+        return nnf.mse_loss(predicted, noise)
+
+    def predict(self, which: str, noised: Tensor, vectors: Tensor, t: Tensor) -> Tensor:
+        """(B, C, h, w) float32 noise that the `live` or `average` weights see; as of `error`."""
+        parts: Any = self.module[which]
         context = parts["conditioner"].context(vectors)
-        predicted = parts["unet"](noised, t.to(noised.device), context).sample
-        return nnf.mse_loss(predicted.float(), noise)
+        seen: Tensor = parts["unet"](noised, t.to(noised.device), context).sample
+        return seen.float()
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """(B, dim) L2-normalised float32 vectors of the encoder."""
+        return nnf.normalize(self.encoder(images).float(), dim=-1)
 
     def after_step(self, step: int) -> None:
         """Move the averaged weights towards the live ones."""
         move_average(self.module["average"], self.module["live"], ema=self.training.ema, step=step)
+
+
+def denoising_error(
+    task: DenoiserTask, images: Tensor, timestep: int, *, seed: int
+) -> dict[str, float]:
+    """Mean squared error of the noise predicted by the averaged weights at one timestep.
+
+    Returns:
+        `conditioned` with each image's own vector, `null` with the null condition, `shuffled`
+        with another image's vector: conditioning is used where the first is the lowest.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        latents = encode(task.first_stage, task.config.first_stage, images)
+        vectors = task.vectors(images)
+        t = torch.full((len(images),), timestep)
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        variants = {
+            "conditioned": vectors,
+            "null": torch.zeros_like(vectors),
+            "shuffled": vectors.roll(1, dims=0),
+        }
+        return {
+            name: float(task.error("average", latents, v, t, noise)) for name, v in variants.items()
+        }
+
+
+def sample_like(task: DenoiserTask, images: Tensor, *, seed: int) -> Tensor:
+    """(B, 3, H, W) images sampled by DDIM from the vectors of images (B, 3, H, W) alone."""
+    generator = torch.Generator().manual_seed(seed)
+    stage = task.config.first_stage
+    with torch.no_grad():
+        vectors = task.vectors(images)
+        shape = encode(task.first_stage, stage, images).shape
+        noise = torch.randn(shape, generator=generator).to(images.device)
+        latents = ddim(lambda x, t: task.predict("average", x, vectors, t), noise, task.alphas_bar)
+        return decode(task.first_stage, stage, latents)

@@ -224,7 +224,8 @@ def run_loop(
                     log.write(step + 1, config.steps, rate)
                 if last or (step + 1) % config.save_every == 0:  # ended early: complete
                     _save(run / "state.pt", task, optimiser, config.steps if early else step + 1)
-                    draw_curves(run)
+                    if last or step + 1 >= config.log_every:  # something was logged
+                        draw_curves(run)
             if early:
                 break
     processes.wait()
@@ -239,7 +240,7 @@ def _gradients(
         ModelError: the loss is no longer finite.
     """
     seed, process = seeds
-    own = seed * 1_000_003 + step + (process << 40)
+    own = seed * 1_000_003 + step + process * 2_000_000_011  # the CPU's generator takes 32 bits
     generator = torch.Generator().manual_seed(own)
     torch.manual_seed(own + (1 << 50))  # dropout and what else draws from the global generator
     device = next(task.module.parameters()).device.type

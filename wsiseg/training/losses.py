@@ -35,6 +35,8 @@ class LossConfig:
     """Exponent of the focal loss; 0 makes it the cross-entropy."""
     structure: float = 0.0
     """Weight of the structural-similarity loss."""
+    border: float = 1.0
+    """Weight of the borders' loss, cross-entropy + soft Dice, where borders are learnt."""
     class_weights: Literal["none", "frequency"] = "none"
     """Class weights of all losses but Dice: none, or 1 - share of the training pixels."""
     keep_background: float = 1.0
@@ -42,7 +44,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = (self.cross_entropy, self.dice, self.focal, self.structure)
-        if not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+        if not (min(*weights, self.border) >= 0 and 0 < sum(weights) < math.inf):
             raise ConfigError("loss: weights must not be negative, and one must be above 0")
         if not 0 <= self.focal_gamma < math.inf:
             raise ConfigError(f"loss.focal_gamma: must not be negative, it is {self.focal_gamma}")
@@ -97,6 +99,22 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     common = (probabilities * truth).sum(dim=(0, 2, 3))
     total = (probabilities.square() + truth.square()).sum(dim=(0, 2, 3))
     return 1 - ((2 * common + 1) / (total + 1)).mean()
+
+
+def border_loss(logits: Tensor, border: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy + 1 - soft Dice of the borders of objects; ignored pixels left out.
+
+    Args:
+        logits: (B, H, W) of a border.
+        border: (B, H, W) bool, where there is one.
+        target: (B, H, W) int64 classes, 255 = ignore.
+    """
+    valid = (target != IGNORE).to(logits.dtype)
+    truth = border.to(logits.dtype) * valid
+    entropy = nnf.binary_cross_entropy_with_logits(logits, truth, reduction="none") * valid
+    found = logits.sigmoid() * valid
+    overlap = (2 * (found * truth).sum() + 1) / (found.square().sum() + truth.sum() + 1)
+    return entropy.sum() / valid.sum().clamp(min=1) + 1 - overlap
 
 
 def focal_loss(

@@ -18,14 +18,20 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
 
+from wsiseg.classes import IGNORE
 from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
-from wsiseg.datasets.base import LabelledDataset
+from wsiseg.datasets.base import LabelledDataset, LabelledImage
+from wsiseg.errors import DatasetError
 from wsiseg.geometry import Point
+from wsiseg.training.background import Background
 
 UInt8 = npt.NDArray[np.uint8]
 FILES_AT_ONCE = 16
 """Files whose images are mixed with one another in an epoch's order."""
+BORDER = 128
+"""Added to the class of pixels in the border of an object, within this module; 255 is ignored."""
 AHEAD = 3
 """Batches that are made before they are asked for."""
 
@@ -37,13 +43,22 @@ class Batch(NamedTuple):
         numbers: the patches' numbers.
         images: (B, H, W, 3) uint8.
         masks: (B, H, W) uint8 classes, 255 = ignore.
+        borders: (B, H, W) bool, the band inside the edge of every object; False everywhere where
+            no borders are learnt.
         places: where in the world of the noise each patch lies.
     """
 
     numbers: tuple[int, ...]
     images: UInt8
     masks: UInt8
+    borders: npt.NDArray[np.bool_]
     places: list[Point]
+
+    def one(self, index: int) -> Batch:
+        """The batch of one of the patches."""
+        only = slice(index, index + 1)
+        arrays = (self.images[only], self.masks[only], self.borders[only])
+        return Batch(self.numbers[only], *arrays, self.places[only])
 
 
 class ImageStore:
@@ -55,12 +70,17 @@ class ImageStore:
         prepare: Callable[[UInt8, UInt8], tuple[UInt8, UInt8]],
         *,
         limit_bytes: int,
+        border_px: float = 0.0,
     ) -> None:
         """`prepare` brings an image and its mask to the training resolution and stain.
 
-        `held_bytes` says how much is kept.
+        With `border_px` above 0 the masks have `BORDER` added within that distance, in pixels of
+        the data set, of an edge of an object. `held_bytes` says how much is kept, `files` which
+        file each image is of.
         """
         self._dataset, self._prepare, self._limit = dataset, prepare, limit_bytes
+        self._border_px = border_px
+        self.files = dataset.files
         self._kept: OrderedDict[int, tuple[UInt8, UInt8]] = OrderedDict()
         self.held_bytes = 0
         self._lock = threading.Lock()
@@ -72,7 +92,7 @@ class ImageStore:
                 self._kept.move_to_end(index)
                 return self._kept[index]
         item = self._dataset[index]
-        pair = self._prepare(item.image, item.mask)
+        pair = self._prepare(item.image, self._with_border(item))
         with self._lock:
             if index not in self._kept:
                 self._kept[index] = pair
@@ -81,6 +101,37 @@ class ImageStore:
                 _, old = self._kept.popitem(last=False)
                 self.held_bytes -= old[0].nbytes + old[1].nbytes
         return pair
+
+    def _with_border(self, item: LabelledImage) -> UInt8:
+        if not self._border_px:
+            return item.mask
+        if item.instances is None:
+            raise DatasetError(
+                f"{item.name}: has no instances to learn borders from; set border_um to 0"
+            )
+        band = border_band(item.instances, self._border_px) & (item.mask != IGNORE)
+        marked: UInt8 = item.mask + np.uint8(BORDER) * band
+        return marked
+
+
+def border_band(instances: npt.NDArray[np.int32], width_px: float) -> npt.NDArray[np.bool_]:
+    """(H, W) bool: pixels of an object whose distance to a pixel outside of it is <= `width_px`.
+
+    The edge of the image is no edge of an object.
+
+    Args:
+        instances: (H, W) object numbers, 0 = none.
+        width_px: distance between pixel centres.
+    """
+    band = np.zeros(instances.shape, bool)
+    for number, box in enumerate(ndimage.find_objects(instances), start=1):
+        if box is None:
+            continue
+        around = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
+        own = instances[around] == number
+        if not own.all():
+            band[around] |= own & (ndimage.distance_transform_edt(own) <= width_px)
+    return band
 
 
 def to_resolution(
@@ -107,28 +158,33 @@ class Patches:
         self,
         store: ImageStore,
         indices: Sequence[int],
-        files: Sequence[int],
         *,
         size_px: tuple[int, int],
         augment: AugmentConfig,
         seed: int,
+        background: Background | None = None,
     ) -> None:
-        """Patches of the images `indices`, whose `files` are those of the whole data set.
+        """Patches of the images `indices` of a store.
 
-        `size_px` is (height, width) of a patch.
+        `size_px` is (height, width) of a patch; some are of `background` instead.
         """
+        self.background = background
         self.store, self.size_px, self.augment, self.seed = store, size_px, augment, seed
-        self._blocks = _blocks(indices, files)
+        self._blocks = _blocks(indices, store.files)
         self._count = len(indices)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
         self._lock = threading.Lock()
 
     def patch(self, number: int) -> tuple[UInt8, UInt8, Point]:
-        """Image, mask and place of a patch."""
+        """Image, mask (with `BORDER` added in borders) and place of a patch."""
         epoch, position = divmod(number, self._count)
         rng = np.random.default_rng((self.seed, 2, number))
-        image, mask = self.store.get(int(self.order(epoch)[position]))
-        patch, target = random_patch(image, mask, self.size_px, rng=rng, config=self.augment)
+        other = self.background
+        if other is not None and rng.random() < other.share:
+            patch, target = other.patch(self.size_px, rng, scale=self.augment.scale)
+        else:
+            image, mask = self.store.get(int(self.order(epoch)[position]))
+            patch, target = random_patch(image, mask, self.size_px, rng=rng, config=self.augment)
         return patch, target, Point(int(rng.integers(1 << 16)), int(rng.integers(1 << 16)))
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -153,7 +209,10 @@ class Patches:
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The patches of these numbers."""
         images, masks, places = zip(*(self.patch(n) for n in numbers), strict=True)
-        return Batch(tuple(numbers), np.stack(images), np.stack(masks), list(places))
+        labels = np.stack(masks)
+        borders = (labels >= BORDER) & (labels != IGNORE)
+        classes = labels - np.uint8(BORDER) * borders
+        return Batch(tuple(numbers), np.stack(images), classes, borders, list(places))
 
     def batches(
         self, size: int, *, start: int = 0, share: tuple[int, int] = (0, 1), pool: int = 0

@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from wsiseg.atomic import staged
 from wsiseg.datasets.augment import AugmentConfig, stain_jitter
 from wsiseg.models.base import FeatureExtractor, to_tensor
 from wsiseg.models.diffusion import add_noise, p2_weight
-from wsiseg.training.denoising import check_denoising, draw_timesteps, move_average
+from wsiseg.training.denoising import (
+    REPORTED,
+    check_denoising,
+    ddim,
+    draw_timesteps,
+    move_average,
+    steps_at,
+)
+from wsiseg.training.image_grid import save_grid
 
-REPORTED = (0.01, 0.05, 0.15, 0.25, 0.5, 0.9)
-"""Shares of T at which the error is reported."""
 SHOWN = (0.05, 0.25, 0.5)
 """Shares of T that the picture shows."""
 SHOWN_CROPS = 8
@@ -141,13 +145,13 @@ def timestep_errors(task: PixelDDPMTask, images: Tensor, *, seed: int) -> dict[s
     noise = _noise_like(images, seed)
     report = {}
     with torch.no_grad():
-        for number in _steps_at(REPORTED, task.steps):
+        for number in steps_at(REPORTED, task.steps):
             t = torch.full((len(images),), number)
             report[f"t{number}"] = float(task.errors("average", images, t, noise).mean())
     return {**report, "zero": float(noise.square().mean())}
 
 
-def save_samples(path: Path, task: PixelDDPMTask, images: Tensor, *, seed: int) -> None:
+def save_estimates(path: Path, task: PixelDDPMTask, images: Tensor, *, seed: int) -> None:
     """A picture of what the averaged weights see: a column a crop, at most SHOWN_CROPS.
 
     Rows: the crops, then for each of the SHOWN steps the noised crops and the images that one
@@ -160,22 +164,23 @@ def save_samples(path: Path, task: PixelDDPMTask, images: Tensor, *, seed: int) 
     noise = _noise_like(images, seed)
     rows = [images]
     with torch.no_grad():
-        for number in _steps_at(SHOWN, task.steps):
+        for number in steps_at(SHOWN, task.steps):
             t, abar = torch.full((len(images),), number), task.alphas_bar[number].to(images.device)
             noised = task.noised(images, t, noise)
             predicted = task.predict("average", noised, t)
             rows += [noised, (noised - (1 - abar).sqrt() * predicted) / abar.sqrt()]
-    grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).cpu()
-    pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    with staged(path) as (temporary,):
-        Image.fromarray(pixels).save(temporary, format="PNG")
+    save_grid(path, rows)
+
+
+def sample(task: PixelDDPMTask, shape: tuple[int, int, int], count: int, *, seed: int) -> Tensor:
+    """(count, C, H, W) images that the averaged weights make of noise, by DDIM."""
+    device = task.parameters()[0].device
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((count, *shape), generator=generator).to(device)
+    with torch.no_grad():
+        return ddim(lambda x, t: task.predict("average", x, t), noise, task.alphas_bar, limit=1.0)
 
 
 def _noise_like(images: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(images.shape, generator=generator).to(images.device)
-
-
-def _steps_at(shares: tuple[float, ...], steps: int) -> list[int]:
-    """Distinct diffusion steps at shares of T."""
-    return sorted({round(share * steps) for share in shares})

@@ -1,47 +1,53 @@
-"""Pretraining of extractors on unlabelled tissue, stage by stage. Knows no labels.
+"""Pretraining of extractors on unlabelled tissue, stage by stage.
 
 PathSegDiff has three stages: encoder, autoencoder and conditioned denoiser; each writes its part
 beside the run's state and the last one needs the first two. Pixel-space denoisers have one. The
-last stage writes `extractor.safetensors`, which `wsiseg train` takes.
+last stage writes `extractor.safetensors`, which `wsiseg train` takes. Labels are known to nothing
+but the encoder's report.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch.nn import functional as nnf
 
-from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
-from wsiseg.errors import UsageError
+from wsiseg.errors import ConfigError
 from wsiseg.models.base import FeatureExtractor, to_tensor
 from wsiseg.models.checkpoint import save_extractor
 from wsiseg.models.devices import pick_device
-from wsiseg.models.extractors.latent import encode
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
+from wsiseg.models.extractors.vit import ViT
 from wsiseg.models.registry import build_extractor
+from wsiseg.training.autoencoder import AutoencoderTask, latent_statistics
 from wsiseg.training.dino import DinoTask
-from wsiseg.training.latent import AutoencoderTask, DenoiserTask, latent_statistics
-from wsiseg.training.loop import LoopConfig, claim_run, resume_step, run_loop
-from wsiseg.training.parts import load_parts, save_part
-from wsiseg.training.pixel_ddpm import PixelDDPMTask, save_samples, timestep_errors
+from wsiseg.training.latent import DenoiserTask
+from wsiseg.training.loop import LoopConfig, Task, claim_run, resume_step, run_loop
+from wsiseg.training.parts import load_part, load_parts, save_part
+from wsiseg.training.pixel_ddpm import PixelDDPMTask
 from wsiseg.training.pretrain_config import (
-    CommonConfig,
     PixelPretrainConfig,
     PretrainConfig,
     Stage,
     chosen_stages,
 )
+from wsiseg.training.pretrain_report import (
+    Measured,
+    report_autoencoder,
+    report_denoiser,
+    report_encoder,
+    report_pixel_ddpm,
+    write_report,
+)
 from wsiseg.training.processes import Processes
-from wsiseg.training.tiles import TilePool
+from wsiseg.training.tiles import Pools, load_pools
 
-__all__ = ["PixelPretrainConfig", "PretrainConfig", "denoising_error", "pretrain"]
+__all__ = ["PixelPretrainConfig", "PretrainConfig", "pretrain"]
 
 
 def pretrain(
@@ -53,13 +59,14 @@ def pretrain(
     resume: bool = False,
     device: str = "cpu",
 ) -> Path:
-    """Run one stage.
+    """Run one stage; in several processes each computes its share of every batch.
 
     Args:
         stage: which part to train, one of `config.stages`.
         config: configuration of all parts.
         data: folder that the sources' paths are relative to.
-        out: run folder; `out/<stage>/` gets log, state and configuration.
+        out: run folder; `out/<stage>/` gets log, curves, state, configuration, metrics.json and
+            pictures.
         resume: continue from the state that is there.
         device: auto, cpu, cuda, cuda:N or mps; randomness is drawn on the CPU for all of them.
 
@@ -68,161 +75,181 @@ def pretrain(
 
     Raises:
         UsageError: the configuration has no such stage; the stage was run already and `resume` is
-            off, or its configuration differs; several processes.
+            off, or its configuration differs; a batch that the processes cannot share.
         DatasetError: a source matches no file.
         CheckpointError: an earlier stage is missing or damaged.
         ModelError: the device is not there, or the loss is no longer finite.
         OutputError: the run folder cannot be written.
     """
     chosen_stages(config, [stage])
-    if Processes().count > 1:
-        raise UsageError("pretraining runs in one process; start it without a launcher")
-    run, target = out / stage, pick_device(device)
-    claim_run(run, config, resume=resume)
-    torch.manual_seed(config.seed)
     part = config if isinstance(config, PixelPretrainConfig) else getattr(config, stage)
-    pool = TilePool.load(config.sources, data, mpp=config.mpp)
-    print(f"{stage}: {len(pool)} images, {part.loop.steps} steps", flush=True)
-    state = resume_step(run / "state.pt")
-    crops = _Crops(pool, config, part.crop_px, part.loop)
-    if isinstance(config, PixelPretrainConfig):
-        return _ddpm(config, crops, state, out, target)
-    runner = {"encoder": _encoder, "autoencoder": _autoencoder, "ldm": _denoiser}[stage]
-    return runner(config, crops, state, out, target)
+    processes, target = Processes(), pick_device(device)
+    if part.loop.batch_size % processes.count:
+        raise ConfigError(f"loop.batch_size: must be a multiple of {processes.count} processes")
+    if processes.first:
+        claim_run(out / stage, config, resume=resume)
+    processes.wait()
+    torch.manual_seed(config.seed)
+    pools = load_pools(
+        config.sources,
+        data,
+        mpp=config.mpp,
+        validation_share=config.validation_share,
+        seed=config.seed,
+        memory_gb=config.memory_gb,
+    )
+    run = _Run(stage, config, pools, part, out, target)
+    if processes.first:
+        counts = f"{len(pools.training)} images, {pools.held_out_images} held out"
+        print(f"{stage}: {counts}, {part.loop.steps} steps", flush=True)
+    try:
+        return _STAGES[stage](run)
+    finally:
+        pools.slides.close()
 
 
-State = tuple[int, dict[str, Any] | None]
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+@dataclass(frozen=True)
+class _Run:
+    """A stage at work."""
 
+    stage: Stage
+    config: Any
+    pools: Pools
+    part: Any
+    out: Path
+    device: torch.device
 
-class _Crops(NamedTuple):
-    """The numbered batches of a stage; batch n is the same in every process."""
+    @property
+    def folder(self) -> Path:
+        return self.out / self.stage
 
-    pool: TilePool
-    config: CommonConfig
-    crop_px: int
-    loop: LoopConfig
+    @property
+    def loop(self) -> LoopConfig:
+        loop: LoopConfig = self.part.loop
+        return loop
 
-    def one(self, number: int) -> Pixels:
-        rng = np.random.default_rng((self.config.seed, number))
-        count = self.loop.batch_size
-        return self.pool.batch(self.crop_px, count, rng, scale=self.config.scale)
-
-    def from_step(self, step: int, *, kept: int = 0) -> Iterator[Pixels]:
-        """The batches from a step on; the first `kept` batches of all are left for reports."""
-        return self.pool.batches(
-            self.crop_px,
+    def train(self, task: Task) -> None:
+        """All steps of a task, from where its state stands."""
+        task.module.to(self.device)
+        state, processes = resume_step(self.folder / "state.pt"), Processes()
+        batches = self.pools.training.batches(
+            self.part.crop_px,
             self.loop.batch_size,
             seed=self.config.seed,
-            start=step * self.loop.accumulate + kept,
+            start=state[0] * self.loop.accumulate,
             scale=self.config.scale,
+            share=(processes.index, processes.count),
         )
+        with closing(batches):  # type: ignore[type-var]
+            run_loop(task, batches, self.loop, run=self.folder, seed=self.config.seed, state=state)
+
+    def measured(self, size_px: int) -> Measured:
+        """Crops to measure on."""
+        size = self.loop.batch_size
+        return Measured(self.pools, size_px, size, self.config.seed, self.device)
+
+    def finish(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The file of a name, which the first process writes."""
+        path, processes = self.out / name, Processes()
+        if processes.first:
+            write(path)
+        processes.wait()
+        return path
 
 
-def _encoder(
-    config: PretrainConfig, crops: _Crops, state: State, out: Path, device: torch.device
-) -> Path:
+def _encoder(run: _Run) -> Path:
+    config: PretrainConfig = run.config
     part = config.encoder
     task = DinoTask(config.extractor.encoder, part.dino, config.augment, part.loop)
-    task.module.to(device)
-    batches = crops.from_step(state[0])
-    run_loop(task, batches, part.loop, run=out / "encoder", seed=config.seed, state=state)
-    return save_part(out / "encoder.safetensors", task.encoder, {})
+    run.train(task)
+
+    def write(path: Path) -> None:
+        encoder, measured = task.encoder.eval(), run.measured(config.extractor.tile_px)
+        write_report(run.folder, report_encoder(encoder, measured, run.folder))
+        save_part(path, encoder, {})
+
+    return run.finish("encoder.safetensors", write)
 
 
-def _autoencoder(
-    config: PretrainConfig, crops: _Crops, state: State, out: Path, device: torch.device
-) -> Path:
-    part = config.autoencoder
-    task = AutoencoderTask(config.extractor.first_stage, part.autoencoder, config.augment)
-    task.module.to(device)
-    batches = crops.from_step(state[0])
-    run_loop(task, batches, part.loop, run=out / "autoencoder", seed=config.seed, state=state)
-    images = to_tensor(crops.one(part.loop.steps * part.loop.accumulate), device=device)
-    measured = latent_statistics(task.module, config.extractor.first_stage, images)
-    return save_part(out / "autoencoder.safetensors", task.module, to_mapping(measured))
+def _autoencoder(run: _Run) -> Path:
+    config: PretrainConfig = run.config
+    part, first_stage = config.autoencoder, config.extractor.first_stage
+    encoder = None
+    if part.autoencoder.feature_weight:
+        encoder = ViT(config.extractor.encoder)
+        load_part(run.out / "encoder.safetensors", encoder)
+        encoder.to(run.device)
+    torch.manual_seed(config.seed)
+    task = AutoencoderTask(first_stage, part.autoencoder, config.augment, encoder=encoder)
+    run.train(task)
+
+    def write(path: Path) -> None:
+        measured = run.measured(part.crop_px)
+        write_report(run.folder, report_autoencoder(task, measured, run.folder))
+        key = (config.seed, part.loop.steps * part.loop.accumulate)
+        size = part.loop.batch_size
+        pixels = run.pools.training.batch(part.crop_px, size, key, scale=config.scale)
+        images = to_tensor(pixels, device=run.device)
+        save_part(
+            path, task.network, to_mapping(latent_statistics(task.network, first_stage, images))
+        )
+
+    return run.finish("autoencoder.safetensors", write)
 
 
-def _denoiser(
-    config: PretrainConfig, crops: _Crops, state: State, out: Path, device: torch.device
-) -> Path:
-    part = config.ldm
-    encoder, first_stage, measured = load_parts(config.extractor, out)
+def _denoiser(run: _Run) -> Path:
+    config: PretrainConfig = run.config
+    encoder, first_stage, measured = load_parts(config.extractor, run.out)
     extractor = replace(config.extractor, first_stage=measured)
     task = DenoiserTask(
         extractor,
-        part.denoiser,
+        config.ldm.denoiser,
         config.augment,
-        encoder=encoder.to(device),
-        first_stage=first_stage.to(device),
+        encoder=encoder.to(run.device),
+        first_stage=first_stage.to(run.device),
     )
-    task.module.to(device)
-    held_out = to_tensor(crops.one(0), device=device)
-    batches = crops.from_step(state[0], kept=1)
-    run_loop(task, batches, part.loop, run=out / "ldm", seed=config.seed, state=state)
-    report = denoising_error(task, held_out, extractor.timesteps[0], seed=config.seed)
-    network = PathSegDiffExtractor(extractor)
-    average: Any = task.module["average"]
-    for name, weights in (
-        ("encoder", encoder),
-        ("first_stage", first_stage),
-        ("unet", average["unet"]),
-        ("conditioner", average["conditioner"]),
-    ):
-        getattr(network, name).load_state_dict(weights.state_dict())
-    return _finish("ldm", network, config, report, out)
+    run.train(task)
+
+    def write(path: Path) -> None:
+        report = report_denoiser(task, run.measured(config.ldm.crop_px), run.folder)
+        network = PathSegDiffExtractor(extractor)
+        average: Any = task.module["average"]
+        for name, weights in (
+            ("encoder", encoder),
+            ("first_stage", first_stage),
+            ("unet", average["unet"]),
+            ("conditioner", average["conditioner"]),
+        ):
+            getattr(network, name).load_state_dict(weights.state_dict())
+        _write_extractor(path, run, network, report)
+
+    return run.finish("extractor.safetensors", write)
 
 
-def _ddpm(
-    config: PixelPretrainConfig, crops: _Crops, state: State, out: Path, device: torch.device
-) -> Path:
+def _ddpm(run: _Run) -> Path:
+    config: PixelPretrainConfig = run.config
     task = PixelDDPMTask(build_extractor(config.extractor), config.ddpm, config.augment)
-    task.module.to(device)
-    held_out = to_tensor(crops.one(0), device=device)
-    batches = crops.from_step(state[0], kept=1)
-    run_loop(task, batches, config.loop, run=out / "ddpm", seed=config.seed, state=state)
-    report = timestep_errors(task, held_out, seed=config.seed)
-    save_samples(out / "ddpm" / "samples.png", task, held_out, seed=config.seed)
-    return _finish("ddpm", task.average, config, report, out)
+    run.train(task)
+
+    def write(path: Path) -> None:
+        report = report_pixel_ddpm(task, run.measured(config.crop_px), run.folder)
+        _write_extractor(path, run, task.average, report)
+
+    return run.finish("extractor.safetensors", write)
 
 
-def _finish(
-    stage: Stage,
-    network: FeatureExtractor,
-    config: CommonConfig,
-    report: Mapping[str, float],
-    out: Path,
-) -> Path:
-    """Write and print the report of the last stage and write the extractor."""
-    with staged(out / stage / "metrics.json") as (temporary,):
-        temporary.write_text(json.dumps(report, indent=1))
-    print("  ".join(f"{k} {v:.4f}" for k, v in report.items()), flush=True)
-    path = out / "extractor.safetensors"
-    card = {"pretraining": to_mapping(config), "denoising_error": dict(report)}
-    save_extractor(path, network, card=card, licence=config.licence)
-    return path
+def _write_extractor(
+    path: Path, run: _Run, network: FeatureExtractor, report: Mapping[str, float]
+) -> None:
+    """The report of the last stage, and the extractor with it in its card."""
+    write_report(run.folder, report)
+    card = {"pretraining": to_mapping(run.config), "denoising_error": dict(report)}
+    save_extractor(path, network, card=card, licence=run.config.licence)
 
 
-def denoising_error(
-    task: DenoiserTask, images: torch.Tensor, timestep: int, *, seed: int
-) -> dict[str, float]:
-    """Mean squared error of the noise predicted by the averaged weights at one timestep.
-
-    Returns:
-        `conditioned` with each image's own vector, `null` with the null condition, `shuffled`
-        with another image's vector: conditioning is used where the first is the lowest.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        latents = encode(task.first_stage, task.config.first_stage, images)
-        vectors = nnf.normalize(task.encoder(images), dim=-1)
-        t = torch.full((len(images),), timestep)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        variants = {
-            "conditioned": vectors,
-            "null": torch.zeros_like(vectors),
-            "shuffled": vectors.roll(1, dims=0),
-        }
-        return {
-            name: float(task.error("average", latents, v, t, noise)) for name, v in variants.items()
-        }
+_STAGES: Mapping[Stage, Callable[[_Run], Path]] = {
+    "encoder": _encoder,
+    "autoencoder": _autoencoder,
+    "ldm": _denoiser,
+    "ddpm": _ddpm,
+}

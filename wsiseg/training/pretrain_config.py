@@ -15,8 +15,9 @@ from wsiseg.datasets.augment import AugmentConfig, check_scale
 from wsiseg.errors import ConfigError, UsageError
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig
 from wsiseg.models.registry import EXTRACTORS, resolve
+from wsiseg.training.autoencoder import AutoencoderConfig
 from wsiseg.training.dino import DinoConfig
-from wsiseg.training.latent import AutoencoderConfig, DenoiserConfig
+from wsiseg.training.latent import DenoiserConfig
 from wsiseg.training.loop import LoopConfig
 from wsiseg.training.pixel_ddpm import PixelDDPMConfig
 from wsiseg.training.tiles import SourceConfig
@@ -82,11 +83,21 @@ class CommonConfig:
     """Range of the crops' magnification."""
     augment: AugmentConfig = AugmentConfig()
     """Stain variation."""
+    validation_share: float = 0.05
+    """Share of each source's images or slides (groups, where it has them) that is not trained on
+    but measured on, rounded up, at most half; 0 = none, and training images are measured on."""
+    memory_gb: float = 4.0
+    """Bound on the decoded images that each process holds, in 10^9 bytes; the rest is read again
+    when its turn comes. Of slides nothing is held."""
 
     def __post_init__(self) -> None:
         check_scale(self.scale, "scale")
         if not self.sources or not self.mpp > 0 or self.seed < 0:
             raise ConfigError("give at least one source, an mpp above 0 and a seed from 0")
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"validation_share {self.validation_share}: must be 0 to below 1")
+        if not self.memory_gb > 0:
+            raise ConfigError(f"memory_gb {self.memory_gb}: must be above 0")
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,14 @@ class PretrainConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         patch, factor = self.extractor.encoder.patch_px, self.extractor.first_stage.factor
+        losses, side = self.autoencoder.autoencoder, self.autoencoder.crop_px
+        if losses.feature_weight and side % patch:
+            raise ConfigError(
+                f"autoencoder.crop_px {side}: must be a multiple of {patch} for feature_weight"
+            )
+        least = 4 * losses.discriminator.stride
+        if losses.discriminator.weight and side < least:
+            raise ConfigError(f"autoencoder.crop_px {side}: the discriminator needs {least} px")
         for name, side, unit in (
             ("encoder.dino.global_px", self.encoder.dino.global_px, patch),
             ("encoder.dino.local_px", self.encoder.dino.local_px, patch),

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Processes:
@@ -51,6 +51,15 @@ class Processes:
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.copy_(reduce(parameter.grad, reduction="mean"))
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, the same in all of them."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import reduce
+
+        mean: Tensor = reduce(value, reduction="mean")
+        return mean
 
     def agree(self, flag: bool, device: torch.device) -> bool:
         """What the first process says."""

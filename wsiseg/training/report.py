@@ -18,6 +18,7 @@ from wsiseg.errors import OutputError
 from wsiseg.training import report_tables as tables
 from wsiseg.training.panels import panel_file
 from wsiseg.training.published import Row
+from wsiseg.training.report_calibration import calibration_section
 from wsiseg.training.report_style import SCRIPT, STYLE
 from wsiseg.training.report_tables import Rows, number
 
@@ -37,11 +38,13 @@ class Pictures(TypedDict, total=False):
 
     Attributes:
         confusion: what `draw_confusion` wrote.
+        reliability: what `draw_reliability` wrote.
         panels: what `write_panel` wrote, named by `panel_file`, such as those of the worst, the
             median and the best images; all are embedded.
     """
 
     confusion: Path
+    reliability: Path
     panels: Sequence[Path]
 
 
@@ -76,6 +79,7 @@ def write_report(
         tables.objects(report),
         tables.beside_published(report, published),
         _confusion(report, classes, images.get("confusion")),
+        _calibration(report, images.get("reliability")),
         tables.per_image(rows, anchors),
         _panels(rows, shown, anchors),
     ]
@@ -110,6 +114,7 @@ def _header(report: Mapping[str, Any]) -> str:
         "Noise seeds": ", ".join(map(str, seeds)) if isinstance(seeds, list | tuple) else seeds,
         "Smallest object counted (um\u00b2)": report.get("min_object_um2") or None,
         "Holes of objects filled": "yes" if report.get("fill_holes") else None,
+        "Post-processing of the model": "left out" if report.get("raw") else None,
         "Licence of the weights": report.get("licence"),
     }
     items = "".join(
@@ -132,6 +137,12 @@ def _confusion(report: Mapping[str, Any], classes: Classes, picture: Path | None
         return ""
     heading = "<h2>What was taken for what</h2>"
     return f"<section>{heading}{f'<ul>{words}</ul>' if words else ''}{image}</section>"
+
+
+def _calibration(report: Mapping[str, Any], picture: Path | None) -> str:
+    """How far the probabilities can be trusted, or nothing where that was not measured."""
+    image = "" if picture is None else _figure(picture, "Reliability diagram", lossy=False)
+    return calibration_section(report, image)
 
 
 def _shown_panels(rows: Rows, panels: Sequence[Path]) -> dict[str, tuple[str, Path]]:

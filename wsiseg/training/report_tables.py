@@ -86,7 +86,7 @@ def table(head: Sequence[str], body: Sequence[str]) -> str:
     )
 
 
-def _row(name: str, cells: Sequence[str], *, note: str = "", kind: str = "") -> str:
+def row_of(name: str, cells: Sequence[str], *, note: str = "", kind: str = "") -> str:
     """A row of texts, with a last cell of prose where there is any."""
     numbers = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     prose = f'<td class="text">{escape(note)}</td>' if note else ""
@@ -125,7 +125,7 @@ def overall(report: Mapping[str, Any]) -> str:
     pixel = report["pixel"]
     means = {"f1": report["per_image"].get("dice"), **report["per_image"]}
     body = [
-        _row(LABELS[name], (number(pixel[name]), number(means.get(name))), note=meaning)
+        row_of(LABELS[name], (number(pixel[name]), number(means.get(name))), note=meaning)
         for name, meaning in PIXEL_MEANING.items()
         if name in pixel
     ]
@@ -163,7 +163,7 @@ def objects(report: Mapping[str, Any]) -> str:
         return ""
     means = values.get("per_image", {})
     body = [
-        _row(
+        row_of(
             LABELS[f"object_{name}"],
             [number(v.get(name), digits_of(name)) for v in (values, means)],
             note=meaning,
@@ -186,12 +186,12 @@ def beside_published(report: Mapping[str, Any], published: Sequence[Row]) -> str
         ours = own_metrics(report) if not classes else own_mean(report, classes)
         cells = [split, *(number(ours.get(n), digits_of(n)) for n in names)]
         title = f"This model, mean of {', '.join(classes)}" if classes else "This model"
-        body.append(_row(title, cells, kind="ours"))
+        body.append(row_of(title, cells, kind="ours"))
     for row in published:
         ious = ", ".join(f"{k} {number(v)}" for k, v in row.per_class.items())
         note = ". ".join(t for t in (row.source, row.note, ious and f"IoU: {ious}") if t)
         cells = [row.split, *(_printed(row.metrics.get(n), n) for n in names)]
-        body.append(_row(row.method, cells, kind="noted"))
+        body.append(row_of(row.method, cells, kind="noted"))
         body.append(f'<tr><td class="text" colspan="{len(cells) + 1}">{escape(note)}.</td></tr>')
     head = ("Method", "Part", *(LABELS[n] for n in names))
     caveat = f'<p class="note">{escape(CAVEAT)}</p>'

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from wsiseg.atomic import staged
+from wsiseg.classes import Classes
 from wsiseg.datasets.base import LabelledDataset
 from wsiseg.errors import OutputError
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.training.curves import draw_confusion
+from wsiseg.training.curves import draw_confusion, draw_reliability
 from wsiseg.training.evaluate import Evaluation, Measuring, predict_item
+from wsiseg.training.findings import found_labels
 from wsiseg.training.panels import panel_file, write_panel
 from wsiseg.training.published import published_rows
-from wsiseg.training.report import write_report
+from wsiseg.training.report import Pictures, write_report
 
 
 def warn_of_training_images(
@@ -66,6 +68,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Write metrics.json, per_image.csv, confusion.png, panels/ and report.html.
 
+    reliability.png too, where calibration was measured.
+
     Args:
         out: folder of `claim_results`.
         result: what was measured.
@@ -90,19 +94,21 @@ def write_results(
         "seeds": list(how.seeds),
         "min_object_um2": how.min_object_um2,
         "fill_holes": how.fill_holes,
+        "raw": how.raw,
         **result.summary(),
+        "calibration": result.calibration,
     }
     (out / "metrics.json").unlink(missing_ok=True)
     _write_table(out / "per_image.csv", result.per_image)
-    confusion = out / "confusion.png"
-    draw_confusion(confusion, np.asarray(result.pixel["confusion"]), dataset.classes)
-    drawn = _draw(out / "panels", segmenter, dataset, how, chosen(result.per_image, panels))
+    images = _plots(out, result, dataset.classes)
+    names = chosen(result.per_image, panels)
+    images["panels"] = _draw(out / "panels", segmenter, dataset, how, names)
     write_report(
         out / "report.html",
         report,
         classes=dataset.classes,
         rows=result.per_image,
-        images={"confusion": confusion, "panels": drawn},
+        images=images,
         published=() if about["fold"] else published_rows(about["dataset"], about["split"]),
     )
     with staged(out / "metrics.json") as (temporary,):
@@ -119,6 +125,17 @@ def chosen(rows: Mapping[str, Mapping[str, float]], count: int) -> list[str]:
     high = count - low - middle
     start = max(low, (len(names) - middle) // 2)
     return [*names[:low], *names[start : start + middle], *names[len(names) - high :]]
+
+
+def _plots(out: Path, result: Evaluation, classes: Classes) -> Pictures:
+    """Draw the confusion matrix, and reliability where it was measured."""
+    images: Pictures = {"confusion": out / "confusion.png"}
+    draw_confusion(out / "confusion.png", np.asarray(result.pixel["confusion"]), classes)
+    (out / "reliability.png").unlink(missing_ok=True)  # of an earlier evaluation
+    if result.calibration is not None:
+        images["reliability"] = out / "reliability.png"
+        draw_reliability(out / "reliability.png", result.calibration)
+    return images
 
 
 def _draw(
@@ -140,7 +157,7 @@ def _draw(
             paths[-1],
             item.image,
             item.mask,
-            prediction.probabilities.argmax(0).astype(np.uint8),
+            found_labels(prediction, segmenter.info, mpp=dataset.mpp, raw=how.raw),
             dataset.classes,
             uncertainty=prediction.uncertainty,
         )

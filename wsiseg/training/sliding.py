@@ -22,6 +22,7 @@ from wsiseg.datasets.augment import scaled
 from wsiseg.geometry import Point
 from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.views import ViewedSegmenter
 from wsiseg.stain import normalise_image
 from wsiseg.training.patches import stretch
 
@@ -34,10 +35,12 @@ class Prediction(NamedTuple):
     Attributes:
         probabilities: (C, H, W) float32.
         uncertainty: (H, W) float32 where the head is an ensemble, else None.
+        border: (H, W) float32 probability of a border of objects, None where the model has none.
     """
 
     probabilities: npt.NDArray[np.float32]
     uncertainty: npt.NDArray[np.float32] | None
+    border: npt.NDArray[np.float32] | None = None
 
 
 def predict_image(
@@ -67,33 +70,26 @@ def predict_image(
         image = normalise_image(image, segmenter.info.stain_target)
     side = segmenter.info.resize_px
     small = scaled(image, ratio) if side is None else stretch(image, side)
-    total = torch.zeros(0)
-    views = range(8) if tta else range(1)
+    if tta:
+        segmenter = ViewedSegmenter(segmenter)
+    tile = segmenter.info.tile_px
+    pad = ((0, -small.shape[0] % tile), (0, -small.shape[1] % tile), (0, 0))
+    padded = np.pad(small, pad, mode="symmetric")
     with torch.inference_mode():
-        for seed in seeds:
-            for view in views:
-                part = _one_view(segmenter, small, view, seed)
-                total = part if total.numel() == 0 else total.add_(part)
-    total = total / (len(seeds) * len(views))
+        parts = [_windows(segmenter, padded, seed) for seed in seeds]
+    total = torch.stack(parts).mean(dim=0)[:, : small.shape[0], : small.shape[1]]
     full = nnf.interpolate(total[None], size=(height, width), mode="bilinear", align_corners=False)
     maps = full[0].numpy()
-    count = len(segmenter.info.classes)
-    return Prediction(maps[:count], maps[count] if len(maps) > count else None)
-
-
-def _one_view(segmenter: Segmenter, image: UInt8, view: int, seed: int) -> Tensor:
-    """(C[+1], h, w) maps of an image seen flipped (view >= 4) and turned (view % 4)."""
-    turned = np.rot90(image[:, ::-1] if view >= 4 else image, view % 4)
-    height, width = turned.shape[:2]
-    tile = segmenter.info.tile_px
-    pad = ((0, -height % tile), (0, -width % tile), (0, 0))
-    maps = _windows(segmenter, np.pad(turned, pad, mode="symmetric"), seed)
-    maps = torch.rot90(maps[:, :height, :width], -(view % 4), (1, 2))
-    return maps.flip(2) if view >= 4 else maps
+    count, outputs = len(segmenter.info.classes), segmenter.info.output_count
+    return Prediction(
+        probabilities=maps[:count],
+        uncertainty=maps[outputs] if len(maps) > outputs else None,
+        border=maps[count] if segmenter.info.border else None,
+    )
 
 
 def _windows(segmenter: Segmenter, image: UInt8, seed: int) -> Tensor:
-    """(C[+1], H, W) blended maps of an image whose sides are multiples of the tile."""
+    """Blended maps (outputs [+ 1], H, W) of an image whose sides are whole tiles."""
     sides = [min(segmenter.info.window_px, s) for s in image.shape[:2]]
     weight = _weights(sides[0], sides[1])
     total, weights = torch.zeros(0), torch.zeros(image.shape[:2])
@@ -165,9 +161,8 @@ def _weights(height: int, width: int) -> Tensor:
 
 
 def _maps(segmenter: Segmenter, features: Features) -> Tensor:
-    """(C[+1], h, w) probabilities, and the uncertainty where the head gives one, on the CPU."""
-    logits, uncertainty = segmenter.head.judge(features)
-    probabilities = logits[0].float().softmax(dim=0)
+    """(outputs [+ 1], h, w) probabilities, and the uncertainty where the head gives one."""
+    probabilities, uncertainty = segmenter.judge(features)
     if uncertainty is None:
-        return probabilities.cpu()
-    return torch.cat((probabilities, uncertainty)).cpu()
+        return probabilities[0].cpu()
+    return torch.cat((probabilities[0], uncertainty)).cpu()

@@ -17,34 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsiseg import __version__
 from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
 from wsiseg.datasets.base import LabelledDataset, class_pixels, grouped_split
 from wsiseg.errors import ConfigError, DatasetError, UsageError
 from wsiseg.models import storage
 from wsiseg.models.base import FeatureExtractor
-from wsiseg.models.checkpoint import save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mapping
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.stain import StainBasis, normalise_image, target_of
-from wsiseg.training.evaluate import Measuring, predict_item
+from wsiseg.training.background import Background
 from wsiseg.training.feature_cache import FeatureCache
+from wsiseg.training.finish import write_models
 from wsiseg.training.head_task import HeadTask, Inputs
 from wsiseg.training.loop import claim_run, resume_step, run_loop
 from wsiseg.training.losses import frequency_weights
-from wsiseg.training.panels import panel_file, write_panel
 from wsiseg.training.patches import ImageStore, Patches, UInt8, to_resolution
 from wsiseg.training.processes import Processes
-from wsiseg.training.start import licence_of
 from wsiseg.training.train_config import FeatureCacheConfig, TrainConfig
 
 __all__ = ["FeatureCacheConfig", "TrainConfig", "train"]
-
-PANELS = 4
-"""Validation images drawn into the run folder."""
-MOST_NAMES = 20_000
-"""Images that a card names at most."""
 
 
 def train(
@@ -96,7 +88,12 @@ def train(
         limit = round(config.feature_cache.limit_gb * 1e9)
         cache = FeatureCache(out / "features" / key, limit_bytes=limit)
     task = HeadTask(segmenter, config, inputs, run=out, writes=processes.first, cache=cache)
-    batches = training_patches(config, inputs, tile_px=segmenter.extractor.tile_px, target=target)
+    batches = training_patches(
+        config,
+        inputs,
+        tile_px=segmenter.extractor.tile_px,
+        target=target,
+    )
     stream = batches.batches(
         config.loop.batch_size,
         start=state[0] * config.loop.accumulate,
@@ -106,7 +103,7 @@ def train(
     run_loop(task, stream, config.loop, run=out, seed=config.seed, state=state)
     path = out / "model.safetensors"
     if processes.first:
-        _write_models(path, task, provenance or {})
+        write_models(path, task, provenance or {})
         shutil.rmtree(out / "features", ignore_errors=True)  # of no use to a complete run
     processes.wait()
     return path
@@ -160,7 +157,11 @@ def _described(inputs: Inputs) -> str:
 
 
 def training_patches(
-    config: TrainConfig, inputs: Inputs, *, tile_px: int, target: StainBasis | None = None
+    config: TrainConfig,
+    inputs: Inputs,
+    *,
+    tile_px: int,
+    target: StainBasis | None = None,
 ) -> Patches:
     """The augmented patches of a run."""
     ratio = inputs.dataset.mpp / _mpp(config)
@@ -169,15 +170,21 @@ def training_patches(
     def prepare(image: UInt8, mask: UInt8) -> tuple[UInt8, UInt8]:
         return scaled(image if target is None else normalise_image(image, target), mask)
 
-    store = ImageStore(inputs.dataset, prepare, limit_bytes=config.cache_mb << 20)
+    store = ImageStore(
+        inputs.dataset,
+        prepare,
+        limit_bytes=config.cache_mb << 20,
+        border_px=config.border_um / inputs.dataset.mpp,
+    )
+    background = Background.load(config.background, inputs.dataset, mpp=_mpp(config))
     rows, columns = config.patch_tiles
     return Patches(
         store,
         inputs.training,
-        inputs.dataset.files,
         size_px=(rows * tile_px, columns * tile_px),
         augment=config.augment,
         seed=config.seed,
+        background=background,
     )
 
 
@@ -210,6 +217,9 @@ def _segmenter(
         window_px=config.window_px,
         resize_px=config.resize_px,
         stain_target=target,
+        border=config.border_um > 0,
+        temperature=config.temperature or 1.0,
+        objects=config.objects,
     )
     segmenter = build_segmenter(model, extractor=extractor)
     segmenter.to(segmenter.device)  # the extractor's
@@ -261,38 +271,3 @@ def _claim_inputs(
             temporary.write_text(text)
     settings = json.dumps(to_mapping(config), sort_keys=True)
     return hashlib.sha256((text + settings).encode()).hexdigest()[:16]
-
-
-def _write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> None:
-    """last.safetensors with the last weights, then `path` and the panels with the best."""
-    config, segmenter, out = task.config, task.segmenter, path.parent
-    inputs, licence = task.inputs, licence_of(task.config, task.dataset.terms, provenance)
-    sizes = {"training": len(inputs.training), "validation": len(inputs.validation)}
-    names = [inputs.dataset.names[i] for i in (*inputs.training, *inputs.validation)]
-    card = {
-        "training": to_mapping(config),
-        "images": sizes,
-        "training_images": names[:MOST_NAMES],
-        "wsiseg": __version__,
-        **provenance,
-    }
-    last = {**card, "validation": None}
-    save_checkpoint(
-        out / "last.safetensors", segmenter.eval(), card=last, licence=licence, dtype="float16"
-    )
-    task.module.load_state_dict(torch.load(out / "best.pt", weights_only=True))
-    measured = task.validate().summary() if inputs.validation else None
-    card["validation"] = measured
-    save_checkpoint(path, segmenter.eval(), card=card, licence=licence, dtype="float16")
-    for index in (inputs.validation or inputs.training)[:PANELS]:
-        item = inputs.dataset[index]
-        prediction = predict_item(segmenter, inputs.dataset, item, Measuring())
-        predicted = prediction.probabilities.argmax(0).astype(np.uint8)
-        write_panel(
-            out / "validation" / panel_file(item.name),
-            item.image,
-            item.mask,
-            predicted,
-            inputs.dataset.classes,
-            uncertainty=prediction.uncertainty,
-        )

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from wsiseg.datasets.augment import AugmentConfig
 from wsiseg.errors import ConfigError
+from wsiseg.objects import ObjectsConfig
+from wsiseg.training.background import BackgroundConfig
 from wsiseg.training.loop import LoopConfig
 from wsiseg.training.losses import LossConfig
 
@@ -36,9 +38,9 @@ class TrainConfig:
     """Weights of a new extractor."""
     head: Any = field(default_factory=lambda: {"name": "fcn"})
     """Mapping: name in HEADS and its configuration."""
-    trainable: Literal["none", "decoder", "all"] = "none"
-    """What is trained beside the head: nothing, the denoiser's decoder, or all of the denoiser
-    (of another extractor: all of it)."""
+    trainable: Literal["none", "decoder", "all", "network"] = "none"
+    """What is trained beside the head: nothing, the denoiser's decoder, all of the denoiser, or
+    with it the networks before it (of another extractor, both: all of it)."""
     mpp: float | None = None
     """Micrometres per pixel to train and predict at; null = those that the given extractor or
     model was made for, 0.5 for a new network."""
@@ -65,6 +67,19 @@ class TrainConfig:
     """Memory for images at the training resolution."""
     feature_cache: FeatureCacheConfig = FeatureCacheConfig()
     """Features kept on disk, for a frozen extractor."""
+    border_um: float = 0.0
+    """Width of the band inside the edge of every object that is learnt beside the classes, so that
+    touching objects come apart; 0 = none. For data sets with instances."""
+    objects: ObjectsConfig = ObjectsConfig()
+    """Post-processing of the labels, which goes into the checkpoint."""
+    temperature: float | None = None
+    """What class logits are divided by; null = fitted on the validation images where there are
+    some, else 1."""
+    ema: float = 0.0
+    """Moving average of the weights, which is what is validated and kept; 0 = the weights
+    themselves."""
+    background: BackgroundConfig = BackgroundConfig()
+    """Images that show nothing but background."""
     allow_empty_classes: bool = False
     """Whether a class may have no pixel in the training images."""
     augment: AugmentConfig = AugmentConfig()
@@ -84,6 +99,12 @@ class TrainConfig:
                 raise ConfigError(f"{name} {getattr(self, name)}: must not be negative")
         if min(self.patch_tiles) < 1 or self.cache_mb < 1:
             raise ConfigError("patch_tiles and cache_mb must be at least 1")
+        if not 0 <= self.border_um < float("inf"):
+            raise ConfigError(f"border_um {self.border_um}: must not be negative")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema {self.ema}: must be from 0 to below 1")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"temperature {self.temperature}: must be above 0")
         if self.mpp is not None and not 0 < self.mpp < float("inf"):
             raise ConfigError(f"mpp {self.mpp}: must be above 0")
         if self.resize_px is not None and self.resize_px < 1:

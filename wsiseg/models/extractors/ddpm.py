@@ -111,7 +111,8 @@ class DDPMExtractor(FeatureExtractor):
         blocks = [m for b in decoder_blocks(unet)[: self.config.taps[-1] + 1] for m in b]
         decoder = [unet.mid_block, *blocks]
         before = [unet.conv_in, unet.time_embedding, unet.down_blocks]
-        parts = {"none": [], "all": [*before, *decoder], "decoder": decoder}
+        everything = [*before, *decoder]
+        parts = {"none": [], "decoder": decoder, "all": everything, "network": everything}
         return [p for module in parts[part] for p in module.parameters()]
 
     def drop_decoder(self) -> None:

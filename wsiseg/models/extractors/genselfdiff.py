@@ -81,6 +81,7 @@ class GenSelfDiffExtractor(FeatureExtractor):
         parts: dict[str, list[nn.Module]] = {
             "none": [],
             "all": [unet],
+            "network": [unet],
             "decoder": [unet.ups, unet.last],
         }
         return [p for module in parts[part] for p in module.parameters()]

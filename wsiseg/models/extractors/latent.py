@@ -40,6 +40,8 @@ class FirstStageConfig:
     """Subtracted from the latents before scaling."""
     groups: int = 32
     """Groups of the group norms."""
+    attention: bool = True
+    """Self-attention in the middle of encoder and decoder, at the latent's resolution."""
 
     def __post_init__(self) -> None:
         _check_widths("first_stage", self.channels, self.groups)
@@ -92,6 +94,7 @@ def build_first_stage(config: FirstStageConfig) -> nn.Module:
         "latent_channels": config.latent_channels,
         "norm_num_groups": config.groups,
         "scaling_factor": config.scale,
+        "mid_block_add_attention": config.attention,
     }
     if config.kind == "vq":
         model: nn.Module = VQModel(
@@ -107,11 +110,44 @@ def encode(first_stage: nn.Module, config: FirstStageConfig, images: Tensor) -> 
 
     VQ: after quant_conv and before quantisation; KL: the mean of the Gaussian.
     """
+    return encode_with_details(first_stage, config, images, ())[0]
+
+
+def encode_with_details(
+    first_stage: nn.Module, config: FirstStageConfig, images: Tensor, strides: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """Latents as of `encode`, and activations of the encoder on the way there.
+
+    Args:
+        first_stage: an autoencoder of `build_first_stage`.
+        config: its configuration.
+        images: (B, 3, H, W) in [-1, 1].
+        strides: image pixels per pixel of the activations wanted, of `detail_layout`; each is
+            read after the residual blocks of its level.
+
+    Returns:
+        The latents, and one (B, channels, H / stride, W / stride) tensor a stride.
+    """
     net: Any = first_stage
-    latents: Tensor = net.quant_conv(net.encoder(images))
+    details: list[Tensor] = []
+    x = net.encoder.conv_in(images)
+    for level, block in enumerate(net.encoder.down_blocks):
+        for resnet in block.resnets:
+            x = resnet(x, temb=None)
+        if 2**level in strides:
+            details.append(x)
+        for shrink in block.downsamplers or ():
+            x = shrink(x)
+    x = net.encoder.conv_act(net.encoder.conv_norm_out(net.encoder.mid_block(x)))
+    latents: Tensor = net.quant_conv(net.encoder.conv_out(x))
     if config.kind == "kl":
         latents = latents[:, : config.latent_channels]
-    return (latents - config.shift) * config.scale
+    return (latents - config.shift) * config.scale, details
+
+
+def detail_layout(config: FirstStageConfig) -> dict[int, int]:
+    """Channels of the first stage's activations by stride: those finer than the latent."""
+    return {2**level: c for level, c in enumerate(config.channels[:-1])}
 
 
 def build_unet(config: UNetConfig, latent_channels: int) -> nn.Module:

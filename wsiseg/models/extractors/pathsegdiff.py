@@ -30,7 +30,8 @@ from wsiseg.models.extractors.latent import (
     UNetConfig,
     build_first_stage,
     build_unet,
-    encode,
+    detail_layout,
+    encode_with_details,
     read_taps,
     tap_layout,
 )
@@ -57,6 +58,9 @@ class PathSegDiffConfig:
     """Diffusion steps at which features are read; those of several are concatenated."""
     taps: tuple[int, ...] = tuple(range(TAP_COUNT))
     """Blocks whose activations are read: 0 the middle block, 1..12 the decoder."""
+    details: tuple[int, ...] = ()
+    """Strides at which activations of the first stage's encoder are read as well, fine to coarse:
+    of a first stage with factor 4, 1 and 2. Not in the paper; empty as there."""
     tile_px: int = 256
     """Side of a tile in pixels."""
 
@@ -66,6 +70,11 @@ class PathSegDiffConfig:
             raise ConfigError(f"taps {list(self.taps)}: give increasing numbers, at least one")
         if not all(0 <= t < TAP_COUNT for t in self.taps):
             raise ConfigError(f"taps {list(self.taps)}: each must be from 0 to {TAP_COUNT - 1}")
+        finer = sorted(detail_layout(self.first_stage))
+        if sorted(set(self.details) & set(finer)) != list(self.details):
+            raise ConfigError(
+                f"details {list(self.details)}: give increasing strides out of {finer}"
+            )
         if self.tile_px % (self.first_stage.factor * 8) or self.tile_px % self.encoder.patch_px:
             raise ConfigError(f"tile_px {self.tile_px}: not divisible by the networks' strides")
 
@@ -90,12 +99,25 @@ class PathSegDiffExtractor(FeatureExtractor):
         layout = tap_layout(config.unet)
         factor = config.first_stage.factor
         one_step = tuple(FeatureSpec(layout[t][0], layout[t][1] * factor) for t in config.taps)
-        self.specs = one_step * len(config.timesteps)
+        fine = detail_layout(config.first_stage)
+        details = tuple(FeatureSpec(fine[s], s) for s in config.details)
+        self.specs = one_step * len(config.timesteps) + details
 
     def trainable(self, part: str) -> list[nn.Parameter]:
-        """Of the denoiser only: `all` of it, or its `decoder` (middle block and up blocks)."""
+        """Of the denoiser: `all` of it, or its `decoder` (middle block and up blocks).
+
+        `network` adds what comes before it: the encoder of the first stage, the self-supervised
+        encoder and the conditioner.
+        """
         unet: Any = self.unet
-        parts = {"none": [], "all": [unet], "decoder": [unet.mid_block, unet.up_blocks]}
+        first_stage: Any = self.first_stage
+        before = [first_stage.encoder, first_stage.quant_conv, self.encoder, self.conditioner]
+        parts: dict[str, list[Any]] = {
+            "none": [],
+            "decoder": [unet.mid_block, unet.up_blocks],
+            "all": [unet],
+            "network": [unet, *before],
+        }
         return [p for module in parts[part] for p in module.parameters()]
 
     def drop_decoder(self) -> None:
@@ -112,8 +134,10 @@ class PathSegDiffExtractor(FeatureExtractor):
         return context
 
     def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
-        """Taps of every timestep, timestep by timestep; see `specs`."""
-        latents = encode(self.first_stage, self.config.first_stage, images)
+        """Taps of every timestep, timestep by timestep, then the details; see `specs`."""
+        latents, details = encode_with_details(
+            self.first_stage, self.config.first_stage, images, self.config.details
+        )
         context = self.context(images)
         maps: list[Tensor] = []
         for t in self.config.timesteps:
@@ -121,7 +145,7 @@ class PathSegDiffExtractor(FeatureExtractor):
             noise = place_noise(places, seed, t, (c, h, w)).to(latents)
             noised = add_noise(latents, noise, self.alphas_bar[t].to(latents))
             maps.extend(read_taps(self.unet, noised, t, context, self.config.taps))
-        return tuple(maps)
+        return (*maps, *details)
 
 
 def parameter_counts(extractor: PathSegDiffExtractor) -> dict[str, int]:

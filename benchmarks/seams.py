@@ -1,0 +1,195 @@
+"""Are the borders between tiles visible? The probability jump across them against elsewhere.
+
+    python benchmarks/seams.py --model glas-small --slide slide.svs --overlap 256 --overlap 640
+
+The jump between two neighbouring pixels is half the sum of |p(x) - p(x - 1)| over the classes. It
+is averaged over the pairs that straddle a border of tiles (anywhere on the lines on which some
+window of the plan has one) and over all other pairs, where both pixels were analysed. Their ratio
+is 1 where nobody could tell the borders. Its interval comes from drawing rows and columns of tiles
+anew (bootstrap).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+from shared import (
+    Maps,
+    Within,
+    common_options,
+    finish,
+    load,
+    probabilities,
+    region_box,
+    run,
+    table,
+)
+
+from wsiseg.errors import UsageError
+from wsiseg.inference.plan import Plan
+from wsiseg.inference.predict import PredictOptions, prepare
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.slides.slide import Slide, open_slide
+from wsiseg.slides.tissue import find_tissue
+
+Sums = npt.NDArray[np.float64]
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Sums over bands of tiles, by axis: (bands, 4) jump and pairs at borders, and elsewhere."""
+
+    x: Sums
+    y: Sums
+
+    def ratio(self, axis: str = "both") -> float:
+        """Mean jump across borders over that elsewhere; axis x, y or both."""
+        return _ratio({"x": self.x, "y": self.y, "both": np.concatenate([self.x, self.y])}[axis])
+
+    def interval(self, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+        """Where 95 % of the ratios of both axes lie when bands are drawn with replacement."""
+        rng = np.random.default_rng(seed)
+        ratios = []
+        for _ in range(draws):
+            chosen = [s[rng.integers(0, len(s), len(s))] for s in (self.x, self.y)]
+            ratios.append(_ratio(np.concatenate(chosen)))
+        low, high = np.nanquantile(ratios, (0.025, 0.975))
+        return float(low), float(high)
+
+    def jumps(self) -> tuple[float, float]:
+        """Mean jump across borders and elsewhere, both axes."""
+        jump, pairs, other, other_pairs = np.concatenate([self.x, self.y]).sum(axis=0)
+        return jump / max(1, pairs), other / max(1, other_pairs)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of pixels that straddle a border."""
+        return int(self.x[:, 1].sum() + self.y[:, 1].sum())
+
+
+def _ratio(sums: Sums) -> float:
+    jump, pairs, other, other_pairs = sums.sum(axis=0)
+    if not (pairs and other_pairs and other):
+        return float("nan")
+    return float(jump / pairs / (other / other_pairs))
+
+
+def measure_seams(maps: Maps, layout: Plan) -> Seams:
+    """The jumps of probabilities (C, H, W), 0 in all classes where nothing was analysed."""
+    size, side = layout.grid.size, layout.tile_px
+    lines = [border_lines(layout, axis, size[axis]) for axis in (0, 1)]
+    x = [_band(maps[:, y : y + side], lines[0]) for y in range(0, size.height, side)]
+    y = [
+        _band(maps[:, :, x : x + side].swapaxes(1, 2), lines[1]) for x in range(0, size.width, side)
+    ]
+    return Seams(np.array(x), np.array(y))
+
+
+def border_lines(layout: Plan, axis: int, length: int) -> npt.NDArray[np.bool_]:
+    """(length - 1,) whether a tile begins or ends between pixels i and i + 1 of axis 0 (x) or 1."""
+    starts = np.unique(layout.tiles[:, axis])
+    ends = np.concatenate([starts, starts + layout.tile_px])
+    lines = np.zeros(max(0, length - 1), bool)
+    lines[ends[(ends > 0) & (ends < length)] - 1] = True
+    return lines
+
+
+def _band(band: Maps, lines: npt.NDArray[np.bool_]) -> list[float]:
+    """Jump and pairs at borders, then elsewhere, along the last axis of (C, h, W)."""
+    values = np.asarray(band, np.float32)
+    jump = np.abs(np.diff(values, axis=2)).sum(axis=0, dtype=np.float64) / 2
+    seen = values.sum(axis=0) > 0
+    both = seen[:, 1:] & seen[:, :-1]
+    sums = []
+    for chosen in (lines, ~lines):
+        inside = both[:, chosen]
+        sums += [float(jump[:, chosen][inside].sum()), float(inside.sum())]
+    return sums
+
+
+def seams_of(
+    slide: Slide, segmenter: Segmenter, options: PredictOptions, region: tuple[int, ...] | None
+) -> Seams:
+    """The seams of a slide's tissue at one overlap.
+
+    Raises:
+        UsageError: no border of tiles lies in the tissue.
+    """
+    grid = slide.grid(segmenter.info.mpp)
+    tissue = Within(find_tissue(slide), region_box(region, grid))
+    with tempfile.TemporaryDirectory() as folder:
+        maps, _ = probabilities(slide, segmenter, Path(folder), options=options, tissue=tissue)
+        layout = prepare(grid, segmenter, options=options, tissue=tissue).layout
+        seams = measure_seams(maps, layout)
+        del maps
+    if not seams.pairs:
+        raise UsageError(f"{slide.path}: no border of tiles lies in tissue; take a larger slide")
+    return seams
+
+
+@click.command(help=__doc__.splitlines()[0])
+@common_options
+@click.option("--overlap", "overlaps", type=int, multiple=True, default=(256,), show_default=True)
+@click.option("--precision", default="auto", show_default=True, help="As of wsiseg predict.")
+@click.option("--seed", default=0, show_default=True, help="Of the noise.")
+@click.option(
+    "--region",
+    type=int,
+    nargs=4,
+    help="X Y WIDTH HEIGHT to look at, in pixels at the model's resolution.",
+)
+@click.option("--max-ratio", default=1.2, show_default=True, help="Above it the exit code is 1.")
+def main(**words: Any) -> None:
+    """Measure the seams of each slide at each overlap."""
+    segmenter = load(words["model"], words["device"], words["threads"])
+    rows, found = [], []
+    for path in words["slides"]:
+        for overlap in words["overlaps"]:
+            options = PredictOptions(
+                overlap_px=overlap, precision=words["precision"], seed=words["seed"]
+            )
+            with open_slide(path, mpp=words["mpp"]) as slide:
+                seams = seams_of(slide, segmenter, options, words["region"])
+            found.append(_numbers(Path(path).name, overlap, seams))
+            rows.append(_row(found[-1]))
+    click.echo(table(("slide", "overlap", "x", "y", "both", "95 %", "border", "elsewhere"), rows))
+    worst, limit = max(f["ratio"] for f in found), words["max_ratio"]
+    passed = worst <= limit
+    sign = "at most" if passed else "above"
+    verdict = f"seams: the largest ratio is {worst:.3f}, {sign} {limit:g}"
+    result = {"seams": found, "max_ratio": limit, "verdict": verdict, "passed": passed}
+    finish(words["json_path"], segmenter, result)
+
+
+def _numbers(name: str, overlap: int, seams: Seams) -> dict[str, Any]:
+    border, elsewhere = seams.jumps()
+    return {
+        "slide": name,
+        "overlap_px": overlap,
+        "ratio": seams.ratio(),
+        "ratio_x": seams.ratio("x"),
+        "ratio_y": seams.ratio("y"),
+        "interval": seams.interval(),
+        "border_jump": border,
+        "elsewhere_jump": elsewhere,
+        "border_pairs": seams.pairs,
+    }
+
+
+def _row(numbers: dict[str, Any]) -> list[str]:
+    low, high = numbers["interval"]
+    ratios = [f"{numbers[k]:.3f}" for k in ("ratio_x", "ratio_y", "ratio")]
+    jumps = [f"{numbers[k]:.5f}" for k in ("border_jump", "elsewhere_jump")]
+    span = f"{low:.3f}..{high:.3f}"
+    return [numbers["slide"], str(numbers["overlap_px"]), *ratios, span, *jumps]
+
+
+if __name__ == "__main__":
+    run(main)
