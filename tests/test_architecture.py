@@ -32,7 +32,9 @@ ROOMS = {
     "inference": {"models"},
     "outputs": set(),
     "training": {"slides", "models", "datasets"},
-    "cli": {"slides", "models", "datasets", "inference", "outputs", "training"},
+    # Shows what is there: opens slides, reads outputs back, computes nothing.
+    "viewer": {"slides", "outputs"},
+    "cli": {"slides", "models", "datasets", "inference", "outputs", "training", "viewer"},
 }
 LIBRARIES = {
     "torch": {"models", "datasets", "inference", "training"},

@@ -39,6 +39,48 @@ def test_same_resolution_is_a_copy() -> None:
     assert np.array_equal(resample(image, x, y), image)
 
 
+def test_a_copy_begins_at_the_offset_and_ends_at_the_edge() -> None:
+    for first, count, offset in ((0, 97, 0), (5, 20, 3), (90, 4, 3.0), (96, 1, 0)):
+        x = axis_taps(first, count, scale=1.0, offset=offset, limit=97)
+        assert (x.start, x.stop) == (first + offset, first + offset + count)
+        assert x.is_copy()
+        assert np.array_equal(x.index, [range(count)])
+        assert np.array_equal(x.weight, [[1] * count])
+    beyond = axis_taps(95, 4, scale=1.0, offset=0, limit=97)
+    assert (beyond.start, beyond.stop, beyond.is_copy()) == (95, 97, False)
+    between = axis_taps(5, 4, scale=1.0, offset=0.5, limit=97)
+    assert np.array_equal(between.weight, np.full((2, 4), 0.5))
+
+
+@pytest.mark.parametrize(("across", "down"), [(2, 2), (4, 4), (16, 16), (2, 1), (1, 4), (3, 3)])
+def test_whole_blocks_have_the_exact_mean(across: int, down: int) -> None:
+    image = source(5 * down + 3, 7 * across + 2)
+    image[:down, :across] = 255
+    x = axis_taps(0, 7, scale=float(across), offset=1.0, limit=image.shape[1])
+    y = axis_taps(1, 4, scale=float(down), offset=2.0, limit=image.shape[0])
+    part = image[y.start : y.stop, x.start : x.stop]
+    blocks = part.astype(int).reshape(4, down, 7, across, 3).sum((1, 3))
+    area = across * down
+    result = resample(part, x, y)
+    assert np.array_equal(result, (2 * blocks + area) // (2 * area))
+    assert (x.block(), y.block()) == ((across, down) if area != 9 else (0, 0))
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_blocks_are_what_the_weights_say(scale: float) -> None:
+    image = source(64, 64)
+    x = axis_taps(0, int(64 / scale), scale=scale, offset=0, limit=64)
+    assert x.block() == scale
+    rows = np.einsum("kn,knwc->nwc", x.weight, image[x.index].astype(np.float64))
+    means = np.einsum("kn,hknc->hnc", x.weight, rows[:, x.index])
+    assert np.array_equal(resample(image, x, x), np.floor(means + 0.5).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(2.0, 0.5), (1.9993, 0.0), (2.0, 95.0)])
+def test_no_blocks_where_weights_differ(scale: float, offset: float) -> None:
+    assert axis_taps(0, 3, scale=scale, offset=offset, limit=97).block() == 0
+
+
 def test_enlarging_interpolates_between_centres() -> None:
     ramp = np.repeat(
         np.repeat(np.arange(0, 200, 20, dtype=np.uint8)[None, :], 4, 0)[..., None], 3, 2

@@ -21,11 +21,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("wsiseg.cli.predict", "Segment slides: masks, polygons and overviews."),
     "info": ("wsiseg.cli.info", "Show what is known of a slide."),
     "export": ("wsiseg.cli.export", "Make the outputs again from a kept canvas."),
+    "report": ("wsiseg.cli.report", "Write one HTML page for the outputs of many slides."),
+    "view": ("wsiseg.cli.view", "Look at slides with their masks in a browser."),
     "models": ("wsiseg.cli.models", "List, show and import models."),
     "train": ("wsiseg.cli.train", "Train a model on labelled images."),
     "evaluate": ("wsiseg.cli.evaluate", "Measure a model on labelled images."),
     "pretrain": ("wsiseg.cli.pretrain", "Pretrain extractors on unlabelled tissue."),
     "phantom": ("wsiseg.cli.phantom", "Make a synthetic H&E slide with known truth."),
+    "doctor": ("wsiseg.cli.doctor", "Check that everything works on this machine."),
     "qupath-script": ("wsiseg.cli.qupath_script", "Print the QuPath import script."),
 }
 

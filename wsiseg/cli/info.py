@@ -19,7 +19,7 @@ _STAND_IN_MPP = 0.5
 @click.option("--mpp", type=float, help="Micrometres per pixel, over what the slide states.")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "openslide", "tiffslide"]),
+    type=click.Choice(["auto", "openslide", "direct", "tiffslide"]),
     default="auto",
     show_default=True,
     help="Library that reads the slide.",

@@ -53,7 +53,7 @@ import click
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "openslide", "tiffslide"]),
+    type=click.Choice(["auto", "openslide", "direct", "tiffslide"]),
     default="auto",
     show_default=True,
     help="Library that reads the slides.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ TIFF_ERRORS = (
     RuntimeError,
     ArithmeticError,
     AssertionError,
+    struct.error,
 )
 
 
@@ -33,7 +35,7 @@ class Backend(Protocol):
     """An open slide file.
 
     Attributes:
-        name: "openslide", "tiffslide" or "image".
+        name: "openslide", "direct", "tiffslide" or "image".
         vendor: format family, as OpenSlide calls it.
         level_sizes: size of each level, level 0 first.
         level_downsamples: level-0 pixels per level pixel.

@@ -9,6 +9,7 @@ import tifffile
 
 from wsiseg.errors import SlideError
 from wsiseg.slides.backend_base import TIFF_ERRORS, Backend, NotThisBackend
+from wsiseg.slides.direct_backend import DirectBackend
 from wsiseg.slides.image_backend import ImageBackend
 from wsiseg.slides.openslide_backend import OpenSlideBackend
 from wsiseg.slides.tiff_check import is_cut_short, is_tiff
@@ -20,9 +21,10 @@ def open_backend(path: Path, backend: str) -> Backend:
 
     Args:
         path: the slide file, or a folder with one DICOM slide.
-        backend: "openslide" or "tiffslide" for that one only; "auto" for OpenSlide, then
+        backend: "openslide", "direct" or "tiffslide" for that one only; "auto" for OpenSlide, then
             tiffslide, then a plain image. "auto" also prefers tiffslide where OpenSlide sees one
-            level of a TIFF and tiffslide sees a pyramid (levels kept as SubIFDs).
+            level of a TIFF and tiffslide sees a pyramid (levels kept as SubIFDs), and else direct
+            to OpenSlide: the same pixels, sooner.
 
     Raises:
         SlideError: nothing is there, or nothing that can be read.
@@ -30,8 +32,7 @@ def open_backend(path: Path, backend: str) -> Backend:
     path = _slide_file(path)
     if backend != "tiffslide":
         try:
-            found = OpenSlideBackend(path)
-            return _with_all_levels(path, found) if backend == "auto" else found
+            return _by_openslide(path, backend)
         except NotThisBackend:
             pass
     tiff = is_tiff(path)
@@ -98,6 +99,28 @@ def _dicom_file(folder: Path) -> Path:
             f"{next(iter(slides.values())).name}"
         )
     return next(iter(slides.values()))
+
+
+def _by_openslide(path: Path, backend: str) -> Backend:
+    """A file that OpenSlide opens, as "openslide", "direct" or "auto" want it read.
+
+    Raises:
+        NotThisBackend: OpenSlide does not open it, or "direct" cannot read it.
+    """
+    found = OpenSlideBackend(path)
+    if backend == "openslide":
+        return found
+    if backend == "auto":
+        other = _with_all_levels(path, found)
+        if other is not found:
+            return other
+    try:
+        return DirectBackend(path, found)
+    except NotThisBackend:
+        if backend == "auto":
+            return found
+        found.close()
+        raise
 
 
 def _with_all_levels(path: Path, backend: OpenSlideBackend) -> Backend:

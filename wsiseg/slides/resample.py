@@ -36,6 +36,14 @@ class Taps:
         """Whether output pixels are the source pixels themselves."""
         return len(self.index) == 1 and self.stop - self.start == self.index.shape[1]
 
+    def block(self) -> int:
+        """The number of source pixels that each output pixel is the mean of; 0 where it is not one
+        power of two, up to 16, for all, or they do not lie side by side.
+        """
+        k, n = self.index.shape
+        whole = self.stop - self.start == k * n and k in (1, 2, 4, 8, 16)
+        return k if whole and bool((self.weight == 1 / k).all()) else 0
+
 
 def axis_taps(first: int, count: int, *, scale: float, offset: float, limit: int) -> Taps:
     """The taps of output pixels first .. first + count - 1.
@@ -50,6 +58,10 @@ def axis_taps(first: int, count: int, *, scale: float, offset: float, limit: int
         offset: place of output pixel 0 in the source.
         limit: number of source pixels; taps beyond are clamped to the edge.
     """
+    begin = first + offset
+    if scale == 1 and float(begin).is_integer() and 0 <= begin <= limit - count:
+        same = np.arange(count)[None]
+        return Taps(int(begin), int(begin) + count, same, np.ones(same.shape, np.float32))
     j = np.arange(first, first + count, dtype=np.float64)
     if scale >= 1:
         low, high = offset + j * scale, offset + (j + 1) * scale
@@ -85,12 +97,27 @@ def resample(image: UInt8, x: Taps, y: Taps) -> UInt8:
     """
     if x.is_copy() and y.is_copy():
         return image
+    if x.block() and y.block():
+        return _block_means(image, x.block(), y.block())
     rows = _weighted(image.reshape(len(image), -1).astype(np.float32), y)
     rows = rows.reshape(len(rows), -1, 3).transpose(1, 0, 2)
     columns = _weighted(np.ascontiguousarray(rows).reshape(rows.shape[0], -1), x)
     columns += np.float32(0.5)
     pixels = columns.astype(np.uint8).reshape(columns.shape[0], -1, 3)
     return np.ascontiguousarray(pixels.transpose(1, 0, 2))
+
+
+def _block_means(image: UInt8, across: int, down: int) -> UInt8:
+    """Means of blocks of at most 256 pixels, rounded half up: in whole numbers, so exact."""
+    rows = image[::down].astype(np.uint16)
+    for i in range(1, down):
+        rows += image[i::down]
+    total = rows[:, ::across].copy()
+    for i in range(1, across):
+        total += rows[:, i::across]
+    total += across * down // 2
+    total >>= (across * down).bit_length() - 1
+    return total.astype(np.uint8)
 
 
 def _weighted(rows: npt.NDArray[np.float32], taps: Taps) -> npt.NDArray[np.float32]:

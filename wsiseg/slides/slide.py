@@ -20,7 +20,7 @@ from wsiseg.slides.resample import axis_taps, resample
 from wsiseg.slides.resolution import Resolution, objective_power, resolve
 
 UInt8 = npt.NDArray[np.uint8]
-BACKENDS = ("auto", "openslide", "tiffslide")
+BACKENDS = ("auto", "openslide", "direct", "tiffslide")
 _SOURCE_PX = 4096
 _LEVEL_TOLERANCE = 1.01
 
@@ -36,8 +36,9 @@ def open_slide(
 
     Args:
         path: the file, or a folder with one DICOM slide.
-        backend: "openslide" or "tiffslide" uses that one and no other; "auto" takes the first of
-            OpenSlide, tiffslide and a plain image that reads the file.
+        backend: "openslide", "direct" or "tiffslide" uses that one and no other; "auto" takes the
+            first of OpenSlide, tiffslide and a plain image that reads the file, and direct in
+            place of OpenSlide where that gives the same pixels.
         mpp: micrometres per level-0 pixel, over what the file states; 0.01 .. 1000.
         crop_to_bounds: whether the frame is cropped to the slide's bounds, as QuPath does.
 
@@ -47,7 +48,7 @@ def open_slide(
         UsageError: there is no such backend.
     """
     if backend not in BACKENDS:
-        raise UsageError(f"no backend {backend}; choose auto, openslide or tiffslide")
+        raise UsageError(f"no backend {backend}; choose one of {', '.join(BACKENDS)}")
     path = Path(path)
     source = open_backend(path, backend)
     try:
@@ -63,7 +64,7 @@ class Slide:
 
     Attributes:
         path: the file.
-        backend: "openslide", "tiffslide" or "image".
+        backend: "openslide", "direct", "tiffslide" or "image".
         vendor: format family, as OpenSlide calls it.
         size: size of the frame in level-0 pixels.
         mpp: micrometres per level-0 pixel.
@@ -145,14 +146,16 @@ class Slide:
         """
         if grid.level0 != self.size:
             raise UsageError(f"{self.path}: the grid is of another slide ({grid.level0})")
-        result = np.full((max(0, box.height), max(0, box.width), 3), 255, np.uint8)
-        inside = box.intersection(grid.box)
-        if inside.is_empty():
-            return result
         level = self.best_level(grid)
         step_x, step_y = (
             max(1, int(_SOURCE_PX * self.level_downsamples[level] / d)) for d in grid.downsample
         )
+        inside = box.intersection(grid.box)
+        if inside == box and 0 < box.width <= step_x and 0 < box.height <= step_y:
+            return self._read_part(box, grid, level)
+        result = np.full((max(0, box.height), max(0, box.width), 3), 255, np.uint8)
+        if inside.is_empty():
+            return result
         for y in range(inside.y, inside.bottom, step_y):
             for x in range(inside.x, inside.right, step_x):
                 part = Box(x, y, step_x, step_y).intersection(inside)

@@ -1,0 +1,117 @@
+"""Labels as polygons: exact, a valid coverage, the same for any band, and at what cost.
+
+    python benchmarks/polygons.py --side 8192
+
+The labels are six classes in ragged patches everywhere. On all of them the area of each class must
+be its pixels, to the pixel, before anything is simplified. On a part (--part, as checking coverages
+is slow) the file must be the same byte for byte for several heights of the bands, and its polygons
+must be a valid coverage after simplification. The cost is that of tracing and simplifying, the
+memory that of writing the whole file in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import shapely
+from shared import run
+from stand_in_data import CHUNK_PX, dense_labels, fill_canvas
+from timing import Memory, Row, Span, in_child, open_row, row_options, timed, watched
+
+from wsiseg.canvas import Canvas
+from wsiseg.geometry import Size
+from wsiseg.outputs.geojson import PolygonOptions, write_geojson
+from wsiseg.outputs.polygons import trace
+
+MAX_SECONDS, MAX_MIB = 0.035, 1300.0
+BANDS_PX = (512, 200, 2048)
+EVERYTHING: dict[str, Any] = {"min_area_um2": 0.0, "all_classes": True, "max_vertices": 10**9}
+TOLERANCE_UM = 1.0
+
+
+def area_error(canvas: Canvas) -> float:
+    """The largest difference of a class between the area of its polygons and its pixels."""
+    regions = trace(canvas)
+    areas = np.bincount(regions.values, shapely.area(regions.polygons), len(canvas.classes) + 1)
+    pixels = np.array(canvas.pixel_counts(), np.float64)
+    return float(np.abs(areas[1:] - pixels[-len(canvas.classes) :]).max())
+
+
+def files(canvas: Canvas, folder: Path) -> list[bytes]:
+    """The GeoJSON at each height of the bands."""
+    texts = []
+    for band in BANDS_PX:
+        path = folder / f"{band}.geojson"
+        write_geojson(path, canvas, PolygonOptions(band_px=band, **EVERYTHING))
+        texts.append(path.read_bytes())
+    return texts
+
+
+def is_coverage(text: bytes) -> bool:
+    """Whether the polygons of a file leave no gap and do not overlap."""
+    shapes = [shapely.geometry.shape(f["geometry"]) for f in json.loads(text)["features"]]
+    return bool(shapely.coverage_is_valid(np.array(shapes, object)))
+
+
+def cost(canvas_path: str, geojson_path: str) -> dict[str, Any]:
+    """CPU seconds of tracing, simplifying and writing, and peak memory; for its own process."""
+    canvas = Canvas.open(canvas_path)
+    spans, memory = {name: Span() for name in ("trace", "simplify", "file")}, Memory()
+    with watched(memory):
+        with timed(spans["trace"]):
+            regions = trace(canvas)
+        with timed(spans["simplify"]):
+            shapely.coverage_simplify(regions.polygons, TOLERANCE_UM / canvas.grid.mpp)
+        count, vertices = len(regions), int(shapely.get_num_coordinates(regions.polygons).sum())
+        del regions
+        with timed(spans["file"]):
+            write_geojson(geojson_path, canvas)
+    seconds = {name: span.cpu for name, span in spans.items()}
+    return {**seconds, "mib": memory.mib, "polygons": count, "vertices": vertices}
+
+
+def check(row: Row, canvas: Canvas, part: Canvas, folder: Path) -> None:
+    """All that must be equal."""
+    error = area_error(canvas)
+    row.equal(f"areas of the classes: largest error {error:g} px", error == 0)
+    texts = files(part, folder)
+    bands = ", ".join(map(str, BANDS_PX))
+    row.equal(f"{part.grid.size.width} px: bands of {bands} px", len(set(texts)) == 1)
+    row.equal(f"{part.grid.size.width} px: a valid coverage when simplified", is_coverage(texts[0]))
+
+
+@click.command(help=__doc__.splitlines()[0])
+@row_options
+@click.option("--side", default=8192, show_default=True, help="Side of the labels in pixels.")
+@click.option("--part", default=2048, show_default=True, help="Side of the part to check.")
+def main(**words: Any) -> None:
+    """Check, then measure."""
+    row = open_row("polygons", words)
+    side, part = words["side"], words["part"]
+    block = dense_labels(max(CHUNK_PX, part))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        canvas = fill_canvas(folder / "canvas", Size(side, side), block)
+        check(row, canvas, fill_canvas(folder / "part", Size(part, part), block), folder)
+        found = in_child(cost, str(canvas.path), str(folder / "all.geojson"))
+    megapixels = side * side / 1e6
+    seconds = (found["trace"] + found["simplify"]) / megapixels
+    row.judge("CPU seconds per Mpx, traced and simplified", seconds, "<=", MAX_SECONDS)
+    row.judge("peak memory, MiB", found["mib"], "<=", MAX_MIB)
+    row.note(
+        polygons=found["polygons"],
+        vertices=found["vertices"],
+        trace_cpu_s_per_mpx=found["trace"] / megapixels,
+        simplify_cpu_s_per_mpx=found["simplify"] / megapixels,
+        whole_file_cpu_s_per_mpx=found["file"] / megapixels,
+    )
+    row.finish()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,188 @@
+"""Where the chunks (TIFF tiles) of a pyramid lie and how they are decoded. Knows no OpenSlide.
+
+TIFF 6.0 section 15 (tiles), Adobe's TIFF Technical Note 2 (JPEG, compression 7: tables shared by
+the chunks of a level, colours as PhotometricInterpretation says and not as the stream seems), and
+Aperio's JPEG 2000 code streams (compression 33003: YCbCr, 33005: RGB).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from wsiseg.geometry import Box, Size
+from wsiseg.slides.backend_base import TIFF_ERRORS, NotThisBackend, UInt8
+
+_JPEG, _J2K_YCBCR, _J2K_RGB = 7, 33003, 33005
+_RGB, _YCBCR = 2, 6
+_MAX_CHUNK_PX = 4096
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"  # JPEG markers: start of scan, end of image
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_UNCHECKABLE = (b"\xff\xc2", b"\xff\xdd")  # JPEG markers: progressive frame, restart interval
+_FILLER = bytes(37 * i % 251 for i in range(1, 129))
+# Tags that must have one value, or be absent where a default is given with None.
+_REQUIRED: dict[str, tuple[object, ...]] = {
+    "BitsPerSample": ((8, 8, 8), 8),
+    "SamplesPerPixel": (3,),
+    "PlanarConfiguration": (1, None),
+    "SampleFormat": ((1, 1, 1), 1, None),
+    "FillOrder": (1, None),
+    "Orientation": (1, None),
+    "ImageDepth": (1, None),
+    "TileDepth": (1, None),
+    "Compression": (_JPEG, _J2K_YCBCR, _J2K_RGB),
+    "PhotometricInterpretation": (_RGB, _YCBCR),
+}
+
+
+class ChunkError(Exception):
+    """A chunk that cannot be decoded (inside this room only)."""
+
+
+@dataclass(frozen=True)
+class ChunkTable:
+    """The chunks of a level.
+
+    Attributes:
+        size: size of the level.
+        chunk: size of every chunk; those at the right and bottom edge reach beyond the level.
+        offsets: (n,) int64, place of each chunk in the file, row by row.
+        lengths: (n,) int64, bytes of each chunk.
+        compression: 7, 33003 or 33005.
+        photometric: 2 (RGB) or 6 (YCbCr).
+        jpeg_tables: what the JPEG streams of the level share; None where each is whole.
+    """
+
+    size: Size
+    chunk: Size
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    compression: int
+    photometric: int
+    jpeg_tables: bytes | None
+
+    @property
+    def columns(self) -> int:
+        """Chunks in a row."""
+        return -(-self.size.width // self.chunk.width)
+
+    def box(self, number: int) -> Box:
+        """The pixels of a chunk that lie inside the level."""
+        row, column = divmod(number, self.columns)
+        whole = Box(column * self.chunk.width, row * self.chunk.height, *self.chunk)
+        return whole.intersection(Box(0, 0, *self.size))
+
+    def decode(self, data: bytes) -> UInt8:
+        """(chunk.height, chunk.width, 3) uint8 RGB of the bytes of a chunk.
+
+        Raises:
+            ChunkError: they are damaged, or of another size.
+        """
+        shape = (self.chunk.height, self.chunk.width, 3)
+        try:
+            if self.compression == _JPEG:
+                return self._decode_jpeg(data, shape)
+            pixels = imagecodecs.jpeg2k_decode(data)
+        except (RuntimeError, ValueError, TypeError, MemoryError) as e:
+            raise ChunkError(str(e)) from e
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            raise ChunkError(f"a chunk holds {pixels.dtype} {pixels.shape}, not uint8 {shape}")
+        result: UInt8 = _from_ycbcr(pixels) if self.compression == _J2K_YCBCR else pixels
+        return result
+
+    def _decode_jpeg(self, data: bytes, shape: tuple[int, int, int]) -> UInt8:
+        """Pixels of a sequential JPEG stream without restarts, whose end is seen to be reached.
+
+        The decoder says nothing of data that run out: it takes noughts for what is missing, so that
+        the rest is flat. Where the last corner is flat, other data are put behind the stream, at
+        the first marker inside it: they change the pixels only if the stream ran out.
+        """
+        if any(marker in data or marker in (self.jpeg_tables or b"") for marker in _UNCHECKABLE):
+            raise ChunkError("a progressive JPEG stream, or one with restarts")
+        if _END not in data:
+            raise ChunkError("a JPEG stream without an end")
+        pixels = self._jpeg(data, shape)
+        corner = pixels[-8:, -8:]
+        if (corner == corner[:1, :1]).all():
+            marker = _MARKER.search(data, max(0, data.find(_SCAN)) + len(_SCAN))
+            other = self._jpeg(data[: marker.start() if marker else None] + _FILLER + _END, shape)
+            if not np.array_equal(pixels, other):
+                raise ChunkError("a JPEG stream that ends early")
+        return pixels
+
+    def _jpeg(self, data: bytes, shape: tuple[int, int, int]) -> UInt8:
+        pixels: UInt8 = imagecodecs.jpeg8_decode(
+            data,
+            tables=self.jpeg_tables,
+            colorspace="YCBCR" if self.photometric == _YCBCR else "RGB",
+            outcolorspace="RGB",
+            out=np.empty(shape, np.uint8),
+        )
+        return pixels
+
+
+def read_tables(path: Path) -> list[ChunkTable]:
+    """The levels of a TIFF that can be read chunk by chunk, in the order of the file.
+
+    Raises:
+        NotThisBackend: it is no TIFF that can be read, or lacks some chunk: what a viewer shows
+            there is a matter of its own.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = [page for page in tiff.pages if page.is_tiled]
+            if any(0 in page.databytecounts or 0 in page.dataoffsets for page in pages):
+                raise NotThisBackend
+            return [_table(page) for page in pages if _qualifies(page)]
+    except (tifffile.TiffFileError, *TIFF_ERRORS) as e:
+        raise NotThisBackend from e
+
+
+def _qualifies(page: tifffile.TiffPage) -> bool:
+    for name, allowed in _REQUIRED.items():
+        tag = page.tags.get(name)
+        if (None if tag is None else tag.value) not in allowed:
+            return False
+    if not (0 < page.tilewidth <= _MAX_CHUNK_PX and 0 < page.tilelength <= _MAX_CHUNK_PX):
+        return False
+    count = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+    return bool(len(page.dataoffsets) == len(page.databytecounts) == count)
+
+
+def _table(page: tifffile.TiffPage) -> ChunkTable:
+    return ChunkTable(
+        size=Size(page.imagewidth, page.imagelength),
+        chunk=Size(page.tilewidth, page.tilelength),
+        offsets=np.asarray(page.dataoffsets, np.int64),
+        lengths=np.asarray(page.databytecounts, np.int64),
+        compression=int(page.compression),
+        photometric=int(page.photometric),
+        jpeg_tables=page.jpegtables,
+    )
+
+
+@lru_cache(maxsize=1)
+def _chroma_tables() -> tuple[npt.NDArray[np.int16], ...]:
+    """What chroma adds to red (256,), green (256, 256) by [Cb, Cr], blue (256,): JFIF 1.02.
+
+    Green is summed in 1/65536, as decoders do, which settles ties as OpenSlide does.
+    """
+    c = np.arange(256) - 128.0
+    red, blue = np.round(1.402 * c), np.round(1.772 * c)
+    by_cb, by_cr = (np.round(65536 * f * c).astype(np.int64) for f in (-0.34414, -0.71414))
+    green = (by_cb[:, None] + by_cr[None, :] + 32768) >> 16
+    return red.astype(np.int16), green.astype(np.int16), blue.astype(np.int16)
+
+
+def _from_ycbcr(pixels: UInt8) -> UInt8:
+    red, green, blue = _chroma_tables()
+    y, cb, cr = pixels[..., 0].astype(np.int16), pixels[..., 1], pixels[..., 2]
+    rgb = np.stack([y + red[cr], y + green[cb, cr], y + blue[cb]], -1)
+    return np.clip(rgb, 0, 255).astype(np.uint8)
