@@ -121,9 +121,12 @@ def _window(
 def unlike(labels: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32]) -> int:
     """How many labels are not those of the probabilities, ties (within TIE) left out.
 
+    Pixels that were not analysed (0), and probabilities that are no numbers, are unlike.
+
     Args:
         labels: (H, W) 1..C.
         probabilities: (C, H, W).
     """
     chosen = np.take_along_axis(probabilities, labels[None].astype(np.int64) - 1, axis=0)[0]
-    return int((chosen < probabilities.max(axis=0) - TIE).sum())
+    right = (labels > 0) & (chosen >= probabilities.max(axis=0) - TIE)
+    return int((~right).sum())

@@ -53,9 +53,14 @@ def files(canvas: Canvas, folder: Path) -> list[bytes]:
 
 
 def is_coverage(text: bytes) -> bool:
-    """Whether the polygons of a file leave no gap and do not overlap."""
-    shapes = [shapely.geometry.shape(f["geometry"]) for f in json.loads(text)["features"]]
-    return bool(shapely.coverage_is_valid(np.array(shapes, object)))
+    """Whether the polygons of a file, which cover a rectangle, leave no gap and do not overlap."""
+    features = json.loads(text)["features"]
+    shapes = np.array([shapely.geometry.shape(f["geometry"]) for f in features], object)
+    if not len(shapes) or not shapely.coverage_is_valid(shapes):
+        return False
+    left, top, right, bottom = shapely.total_bounds(shapes)
+    extent = (right - left) * (bottom - top)
+    return bool(abs(shapely.area(shapes).sum() - extent) <= 1e-6 * extent)
 
 
 def cost(canvas_path: str, geojson_path: str) -> dict[str, Any]:

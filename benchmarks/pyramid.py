@@ -39,11 +39,19 @@ def write(canvas_path: str, mask_path: str) -> dict[str, Any]:
 
 
 def levels_equal(mask_path: Path, canvas: Canvas) -> bool:
-    """Whether each level holds every second pixel of the one before, the first the labels."""
+    """Whether each level holds every second pixel of the one before, the first the labels.
+
+    There must be as many levels as halve the longer side to a tile or less.
+    """
     width, height = canvas.grid.size
     with tifffile.TiffFile(mask_path) as tiff:
-        for k, level in enumerate(tiff.series[0].levels):
+        levels = tiff.series[0].levels
+        if max(width, height) > tiff.pages.first.tile[0] * 2 ** (len(levels) - 1):
+            return False
+        for k, level in enumerate(levels):
             step = 2**k
+            if level.shape != (-(-height // step), -(-width // step)):
+                return False
             rows = max(ROWS_PX, step)
             pixels = level.asarray()
             for y in range(0, height, rows):

@@ -49,6 +49,7 @@ def test_slides_without_a_sidecar(out: Path) -> None:
         "s": "ok",
         "left": "incomplete",
         "gone": "failed",
+        "fine": "damaged",  # its record is gone
     }
     assert (found["gone"].error, found["gone"].seconds) == ("cut short", 1.5)
 

@@ -229,3 +229,17 @@ def test_averaged_weights_go_on_after_a_stop(tmp_path: Path) -> None:
     resumed = load_model(train(run, Touching(), fresh(), out=stopped, resume=True), device="cpu")
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_extractor_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    """The first step of Adam moves every weight by its learning rate, whatever its gradient."""
+    loop = {"steps": 1, "batch_size": 2, "learning_rate": 0.01, "warmup_steps": 0}
+    loop |= {"weight_decay": 0.0, "log_every": 1}
+    extractor = build_extractor(CNN)
+    before = {n: p.detach().clone() for n, p in extractor.named_parameters()}
+    run = config(loop=loop, extractor_rate=0.1)
+    train(run, Touching(), extractor, out=tmp_path)
+    moved = [(p.detach() - before[n]).abs().max() for n, p in extractor.named_parameters()]
+    assert max(moved).item() == pytest.approx(0.001, rel=0.01)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)["optimiser"]
+    assert sorted(g["lr"] for g in state["param_groups"]) == pytest.approx([0.001, 0.01])

@@ -233,7 +233,7 @@ from wsiseg.training.pretrain import pretrain
 from wsiseg.training.processes import Processes
 for stage in STAGES:
     pretrain(stage, made(), data=Path({data!r}), out=Path({out!r}))
-    print("process", Processes().index, "of", Processes().count)
+    sys.stdout.write("process %d of %d\\n" % (Processes().index, Processes().count))
 """
 
 

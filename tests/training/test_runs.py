@@ -353,7 +353,7 @@ sys.path.insert(0, {folder!r})
 from test_runs import fit, without_batch_norm
 from wsiseg.training.processes import Processes
 fit(without_batch_norm(), Path({out!r}))
-print("process", Processes().index, "of", Processes().count)
+sys.stdout.write("process %d of %d\\n" % (Processes().index, Processes().count))
 """
 
 

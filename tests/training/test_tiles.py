@@ -132,17 +132,17 @@ def test_some_files_are_evenly_spread(tmp_path: Path) -> None:
 
 
 def test_decoded_images_are_bounded(folder: Path) -> None:
-    cache = ImageCache(15_000)  # two of 60 x 40 x 3 bytes
+    cache = ImageCache(20_000)  # two of 60 x 40 x 4 bytes
     first = cache.get(folder / "train_1.png", 1.0)
     assert cache.get(folder / "train_1.png", 1.0) is first
     for name in ("train_2", "train_1", "testA_1"):
         cache.get(folder / f"{name}.png", 1.0)
-    assert cache.held_bytes == 14_400
+    assert cache.held_bytes == 19_200
     assert cache.get(folder / "train_1.png", 1.0) is first  # train_2 was used longest ago
     tight = ImageCache(1)
     for name in ("train_1", "train_2"):
         assert tight.get(folder / f"{name}.png", 1.0).size == (60, 40)
-        assert tight.held_bytes == 7_200
+        assert tight.held_bytes == 9_600
 
 
 @pytest.fixture(scope="module")

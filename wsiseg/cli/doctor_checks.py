@@ -101,10 +101,12 @@ def _slides() -> Iterator[Check]:
 
     fixes = {
         "openslide": "pip install --force-reinstall openslide-python openslide-bin",
+        "direct": "pip install --force-reinstall tifffile imagecodecs",
         "tiffslide": "pip install --force-reinstall tiffslide tifffile imagecodecs",
     }
     found = {
         "openslide": f"OpenSlide {openslide_version()} reads slides",
+        "direct": "reads slides",
         "tiffslide": "reads slides",
     }
     with tempfile.TemporaryDirectory() as folder:

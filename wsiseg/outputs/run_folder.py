@@ -13,6 +13,8 @@ from typing import Any
 from wsiseg.classes import Classes
 from wsiseg.errors import ConfigError, UsageError
 
+BESIDE = (".mask.ome.tif", ".geojson", ".geojson.gz", ".overview.png")
+"""Endings of files that lie beside a record."""
 SUMMARY = "summary.csv"
 MAX_SIDECAR_BYTES = 16 << 20
 _CANVAS = ".canvas"
@@ -97,7 +99,7 @@ def read_run(folder: str | Path) -> list[SlideResult]:
 def _read(folder: Path, name: str) -> SlideResult | None:
     """The result of a sidecar; None for another JSON file."""
     stem, path = name.removesuffix(".json"), folder / name
-    beside = (folder / f"{stem}.mask.ome.tif").is_file()
+    beside = any(_is_file(folder / f"{stem}{end}") for end in BESIDE)
     try:
         if not path.is_file() or path.stat().st_size > MAX_SIDECAR_BYTES:
             return None
@@ -144,7 +146,7 @@ def _result(folder: Path, stem: str, data: dict[str, Any]) -> SlideResult:
 
 
 def _from_summary(path: Path) -> list[SlideResult]:
-    """Slides of a run's table that were not ok; none where it is missing or unreadable."""
+    """Slides of a run's table; none where it is missing or unreadable."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -155,8 +157,10 @@ def _from_summary(path: Path) -> list[SlideResult]:
         name = Path(row.get("path") or row.get("slide") or row.get("stem") or "").name
         stem = row.get("stem") or Path(name).stem
         status = row.get("status") or "failed"
-        if stem and status != "ok":
+        if stem:
             error = " ".join((row.get("error") or "").split())
+            if status == "ok":  # those whose record is there are known already
+                status, error = "damaged", f"missing: {stem}.json"
             seconds = _number(row.get("seconds"))
             results.append(SlideResult(stem, name, status, error, seconds=seconds))
     return results
@@ -177,11 +181,19 @@ def _files(folder: Path, named: Mapping[str, Any]) -> tuple[dict[str, Path], lis
     there, missing = {}, []
     for kind, name in named.items():
         plain = isinstance(name, str) and Path(name).name == name and "\0" not in name
-        if plain and (folder / name).is_file():
+        if plain and _is_file(folder / name):
             there[str(kind)] = folder / name
         else:
             missing.append(str(name))
     return there, missing
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; no for names that cannot be, and folders that cannot be entered."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _classes(rows: Any) -> tuple[Classes | None, str]:

@@ -104,6 +104,8 @@ def _dicom_file(folder: Path) -> Path:
 def _by_openslide(path: Path, backend: str) -> Backend:
     """A file that OpenSlide opens, as "openslide", "direct" or "auto" want it read.
 
+    "auto" never takes "direct": it does not see every kind of damage that OpenSlide reports.
+
     Raises:
         NotThisBackend: OpenSlide does not open it, or "direct" cannot read it.
     """
@@ -111,14 +113,10 @@ def _by_openslide(path: Path, backend: str) -> Backend:
     if backend == "openslide":
         return found
     if backend == "auto":
-        other = _with_all_levels(path, found)
-        if other is not found:
-            return other
+        return _with_all_levels(path, found)
     try:
         return DirectBackend(path, found)
     except NotThisBackend:
-        if backend == "auto":
-            return found
         found.close()
         raise
 

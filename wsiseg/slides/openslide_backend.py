@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,17 @@ class OpenSlideBackend:
         try:
             region = self._slide.read_region(location, level, (box.width, box.height))
         except openslide.OpenSlideError as e:
+            self._renew()
             raise unreadable(self._path, level, box, e) from e
         return over_white(np.asarray(region))
+
+    def _renew(self) -> None:
+        """Open the file again: after an error OpenSlide refuses all that is not damaged, too.
+
+        The old handle ends with the last thread that still reads from it.
+        """
+        with self._lock, suppress(openslide.OpenSlideError):
+            self._slide = openslide.OpenSlide(self._path)
 
     def close(self) -> None:
         """Release the file."""

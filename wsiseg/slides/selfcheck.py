@@ -10,7 +10,7 @@ import openslide
 from wsiseg.errors import SlideError
 from wsiseg.geometry import Box, Size
 from wsiseg.slides.phantom import render_phantom, write_phantom
-from wsiseg.slides.slide import open_slide
+from wsiseg.slides.slide import BACKENDS, open_slide
 
 SIZE = Size(600, 520)
 TOLERANCE = 6.0
@@ -34,7 +34,7 @@ def try_backends(folder: Path) -> dict[str, str]:
     path = folder / "check.tif"
     write_phantom(path, SIZE)
     wanted, _ = render_phantom(Box(0, 0, *SIZE), SIZE, mpp=0.5, seed=0)
-    return {name: _problem(path, name, wanted) for name in ("openslide", "tiffslide")}
+    return {name: _problem(path, name, wanted) for name in BACKENDS[1:]}
 
 
 def _problem(

@@ -35,14 +35,22 @@ class BackgroundConfig:
 class Background:
     """Background images in memory and the label of all their pixels."""
 
-    def __init__(self, pool: TilePool, share: float, label: int) -> None:
-        self._pool, self.share, self._label = pool, share, label
+    def __init__(self, pool: TilePool, share: float, label: int, names: list[str]) -> None:
+        """`share` of the patches are of `pool`, whose files are `names`."""
+        self._pool, self.share, self._label, self.names = pool, share, label, names
 
     @classmethod
     def load(
-        cls, config: BackgroundConfig, dataset: LabelledDataset, *, mpp: float
+        cls,
+        config: BackgroundConfig,
+        dataset: LabelledDataset,
+        *,
+        mpp: float,
+        memory_gb: float = 2.0,
     ) -> Background | None:
         """The images of a configuration; None where it names none.
+
+        Of the images as they are decoded at most `memory_gb` (10^9 bytes) are held.
 
         Raises:
             ConfigError: the data set has no background class, or no folder.
@@ -54,8 +62,9 @@ class Background:
         root = dataset.folder
         if not labels or root is None:
             raise ConfigError("background: only for a data set in a folder, with background class")
-        pool = load_pools(config.sources, root, mpp=mpp).training
-        return cls(pool, config.share, labels[0])
+        pool = load_pools(config.sources, root, mpp=mpp, memory_gb=memory_gb).training
+        names = [name for group in pool.names(root) for name in group]
+        return cls(pool, config.share, labels[0], names)
 
     def patch(
         self, size_px: tuple[int, int], rng: np.random.Generator, *, scale: tuple[float, float]

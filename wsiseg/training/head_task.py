@@ -89,6 +89,11 @@ class HeadTask:
         """The parameters that are optimised."""
         return [*self.segmenter.head.parameters(), *self.tuned]
 
+    def rates(self) -> list[float]:
+        """Those of the head are 1, those of the extractor what is configured."""
+        head = len(list(self.segmenter.head.parameters()))
+        return [1.0] * head + [self.config.extractor_rate] * len(self.tuned)
+
     def losses(self, batch: Batch, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """The segmentation loss of a batch of patches; the noise is seeded by the step."""
         self.segmenter.extractor.train(

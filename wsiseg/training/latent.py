@@ -131,7 +131,8 @@ def denoising_error(
 
     Returns:
         `conditioned` with each image's own vector, `null` with the null condition, `shuffled`
-        with another image's vector: conditioning is used where the first is the lowest.
+        with another image's vector (of two images or more): conditioning is used where the first
+        is the lowest.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -142,8 +143,9 @@ def denoising_error(
         variants = {
             "conditioned": vectors,
             "null": torch.zeros_like(vectors),
-            "shuffled": vectors.roll(1, dims=0),
         }
+        if len(images) > 1:
+            variants["shuffled"] = vectors.roll(1, dims=0)
         return {
             name: float(task.error("average", latents, v, t, noise)) for name, v in variants.items()
         }

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Rated(Protocol):
+    """A task whose parameters do not all learn at the same rate."""
+
+    def rates(self) -> list[float]:
+        """Learning rates of the parameters, one each, against the loop's."""
+        ...
+
+
 def claim_run(run: Path, config: Any, *, resume: bool) -> None:
     """Make a run folder and keep its configuration in it; refuse to mix two runs.
 
@@ -193,7 +202,7 @@ def run_loop(
         OutputError: log or state cannot be written.
     """
     optimiser = torch.optim.AdamW(
-        task.parameters(),
+        _groups(task),
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -202,13 +211,15 @@ def run_loop(
     if saved is not None:
         task.module.load_state_dict(saved["module"])
         optimiser.load_state_dict(saved["optimiser"])
+        for group, own in zip(optimiser.param_groups, _groups(task), strict=True):
+            group["rate"] = own["rate"]  # states of older versions lack it
     processes = Processes()
     device = next(task.module.parameters()).device
     with RunLog(run, first) if processes.first else nullcontext() as log:
         for step in range(first, config.steps):
             rate = learning_rate(config, step)
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["rate"]
             values = _gradients(task, batches, config, step, (seed, processes.index))
             processes.average_gradients(task.parameters())
             norm = nn.utils.clip_grad_norm_(task.parameters(), config.clip_norm or math.inf)
@@ -229,6 +240,16 @@ def run_loop(
             if early:
                 break
     processes.wait()
+
+
+def _groups(task: Task) -> list[dict[str, Any]]:
+    """The parameters by their learning rate, in the order of the rates' first use."""
+    parameters = task.parameters()
+    rates = task.rates() if isinstance(task, Rated) else [1.0] * len(parameters)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter, rate in zip(parameters, rates, strict=True):
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": found, "rate": rate} for rate, found in groups.items()]
 
 
 def _gradients(

@@ -23,7 +23,7 @@ from scipy import ndimage
 from wsiseg.classes import IGNORE
 from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
-from wsiseg.errors import DatasetError
+from wsiseg.errors import ConfigError, DatasetError
 from wsiseg.geometry import Point
 from wsiseg.training.background import Background
 
@@ -79,7 +79,9 @@ class ImageStore:
         file each image is of.
         """
         self._dataset, self._prepare, self._limit = dataset, prepare, limit_bytes
-        self._border_px = border_px
+        self._border_px, self.with_borders = border_px, border_px > 0
+        if self.with_borders and len(dataset.classes) >= BORDER:
+            raise ConfigError(f"border_um: only with fewer than {BORDER} classes")
         self.files = dataset.files
         self._kept: OrderedDict[int, tuple[UInt8, UInt8]] = OrderedDict()
         self.held_bytes = 0
@@ -210,7 +212,7 @@ class Patches:
         """The patches of these numbers."""
         images, masks, places = zip(*(self.patch(n) for n in numbers), strict=True)
         labels = np.stack(masks)
-        borders = (labels >= BORDER) & (labels != IGNORE)
+        borders = (labels >= BORDER) & (labels != IGNORE) & self.store.with_borders
         classes = labels - np.uint8(BORDER) * borders
         return Batch(tuple(numbers), np.stack(images), classes, borders, list(places))
 

@@ -8,6 +8,7 @@ but the encoder's report.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ from typing import Any
 
 import torch
 
+from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
-from wsiseg.errors import ConfigError
+from wsiseg.errors import ConfigError, UsageError
 from wsiseg.models.base import FeatureExtractor, to_tensor
 from wsiseg.models.checkpoint import save_extractor
 from wsiseg.models.devices import pick_device
@@ -75,7 +77,7 @@ def pretrain(
 
     Raises:
         UsageError: the configuration has no such stage; the stage was run already and `resume` is
-            off, or its configuration differs; a batch that the processes cannot share.
+            off, or its configuration or files differ; a batch that the processes cannot share.
         DatasetError: a source matches no file.
         CheckpointError: an earlier stage is missing or damaged.
         ModelError: the device is not there, or the loss is no longer finite.
@@ -100,6 +102,7 @@ def pretrain(
     )
     run = _Run(stage, config, pools, part, out, target)
     if processes.first:
+        _claim_files(out / stage, pools, data)
         counts = f"{len(pools.training)} images, {pools.held_out_images} held out"
         print(f"{stage}: {counts}, {part.loop.steps} steps", flush=True)
     try:
@@ -236,6 +239,25 @@ def _ddpm(run: _Run) -> Path:
         _write_extractor(path, run, task.average, report)
 
     return run.finish("extractor.safetensors", write)
+
+
+def _claim_files(run: Path, pools: Pools, data: Path) -> None:
+    """Keep which files a stage trains and measures on; refuse to resume with others.
+
+    Raises:
+        UsageError: the folder holds a run with other files, or of a version that kept none.
+    """
+    sides = {"training": pools.training, "held out": pools.held_out}
+    text = json.dumps({k: [] if pool is None else pool.names(data) for k, pool in sides.items()})
+    record = run / "files.json"
+    begun = (run / "state.pt").exists()
+    if begun and (not record.exists() or record.read_text() != text):
+        raise UsageError(
+            f"{run}: was started with other files, or by another version of wsiseg; use another "
+            "--out"
+        )
+    with staged(record) as (temporary,):
+        temporary.write_text(text)
 
 
 def _write_extractor(

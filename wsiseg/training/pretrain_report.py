@@ -94,13 +94,14 @@ def report_encoder(encoder: ViT, measured: Measured, folder: Path) -> dict[str, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(measured.seed)
         untrained = ViT(encoder.config).to(measured.device).eval()
+    held_out = measured.pools.held_out is not None  # else every image is its own neighbour
     for prefix, network in (("", encoder), ("random_", untrained)):
         known = _vectors(network, [f for f, _ in bank], measured)
         asked = _vectors(network, [f for f, _ in queries], measured)
         report[prefix + "spread"] = spread(asked)
         report[prefix + "effective_rank"] = effective_rank(asked)
         labels = [x for _, x in bank], [x for _, x in queries]
-        for name, value in _accuracy(known, asked, *labels).items():
+        for name, value in (_accuracy(known, asked, *labels) if held_out else {}).items():
             report[name if name == "majority" else prefix + name] = value
         if network is encoder:
             _picture_neighbours(

@@ -114,24 +114,25 @@ class OpenSlides:
 
     def __init__(self, limit: int = OPEN_SLIDES) -> None:
         self._limit = limit
-        self._open: OrderedDict[Path, Slide] = OrderedDict()
-        self._users: dict[Path, int] = {}
+        self._open: OrderedDict[tuple[Path, float | None], Slide] = OrderedDict()
+        self._users: dict[tuple[Path, float | None], int] = {}
         self._lock = threading.Lock()
 
     @contextmanager
     def use(self, path: Path, mpp: float | None) -> Iterator[Slide]:
         """The slide, open as long as the block lasts."""
         with self._lock:
-            if path not in self._open:
-                self._open[path] = open_slide(path, mpp=mpp)
-            self._open.move_to_end(path)
-            self._users[path] = self._users.get(path, 0) + 1
-            slide = self._open[path]
+            key = (path, mpp)
+            if key not in self._open:
+                self._open[key] = open_slide(path, mpp=mpp)
+            self._open.move_to_end(key)
+            self._users[key] = self._users.get(key, 0) + 1
+            slide = self._open[key]
         try:
             yield slide
         finally:
             with self._lock:
-                self._users[path] -= 1
+                self._users[key] -= 1
                 self._close(len(self._open) - self._limit)
 
     def close(self) -> None:
@@ -140,8 +141,8 @@ class OpenSlides:
             self._close(len(self._open))
 
     def _close(self, count: int) -> None:
-        for path in [p for p in self._open if not self._users.get(p)][: max(0, count)]:
-            self._open.pop(path).close()
+        for key in [k for k in self._open if not self._users.get(k)][: max(0, count)]:
+            self._open.pop(key).close()
 
 
 class SlideFile:
@@ -246,4 +247,4 @@ def _read_image(path: Path, ratio: float) -> Image.Image:
 
 
 def _bytes(image: Image.Image) -> int:
-    return 3 * image.width * image.height
+    return 4 * image.width * image.height  # Pillow keeps RGB in four bytes a pixel

@@ -7,6 +7,7 @@ on; crop k of batch n is a function of (seed, n, k) alone, in whichever process 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,10 @@ class TilePool:
 
     def __len__(self) -> int:
         return sum(len(g) for g in self.groups)
+
+    def names(self, root: Path) -> list[list[str]]:
+        """The files of each source, as paths from `root`."""
+        return [[os.path.relpath(f.path, root) for f in group] for group in self.groups]
 
     def some(self, most: int) -> list[tuple[TissueFile, str]]:
         """At most `most` files with their labels, evenly from all sources and over each."""
@@ -248,11 +253,14 @@ def _divide(
 
 
 def _paths(source: SourceConfig, root: Path) -> list[Path]:
-    paths = sorted(
-        p
-        for p in root.glob(source.path)
-        if p.is_file() and not (source.exclude and p.match(source.exclude))
-    )
+    try:
+        paths = sorted(
+            p
+            for p in root.glob(source.path)
+            if p.is_file() and not (source.exclude and p.match(source.exclude))
+        )
+    except (ValueError, NotImplementedError) as e:
+        raise ConfigError(f"source path {source.path!r}: not a pattern of files ({e})") from e
     if not paths:
         raise DatasetError(f"{root / source.path}: no such images; check the data folder and path")
     return paths

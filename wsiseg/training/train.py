@@ -82,18 +82,13 @@ def train(
     target = _stain_target(config, dataset, inputs.training)
     segmenter = _segmenter(config, dataset, start, target)
     state = resume_step(out / "state.pt")
-    key = _claim_inputs(out, config, inputs, segmenter.extractor, resumed=state[0] > 0)
+    batches = training_patches(config, inputs, tile_px=segmenter.extractor.tile_px, target=target)
+    key = _claim_inputs(out, batches, inputs, segmenter.extractor, resumed=state[0] > 0)
     cache = None
     if config.feature_cache.patches:
         limit = round(config.feature_cache.limit_gb * 1e9)
-        cache = FeatureCache(out / "features" / key, limit_bytes=limit)
+        cache = FeatureCache(out / "features" / f"{key}-{_digest(config)}", limit_bytes=limit)
     task = HeadTask(segmenter, config, inputs, run=out, writes=processes.first, cache=cache)
-    batches = training_patches(
-        config,
-        inputs,
-        tile_px=segmenter.extractor.tile_px,
-        target=target,
-    )
     stream = batches.batches(
         config.loop.batch_size,
         start=state[0] * config.loop.accumulate,
@@ -176,7 +171,9 @@ def training_patches(
         limit_bytes=config.cache_mb << 20,
         border_px=config.border_um / inputs.dataset.mpp,
     )
-    background = Background.load(config.background, inputs.dataset, mpp=_mpp(config))
+    background = Background.load(
+        config.background, inputs.dataset, mpp=_mpp(config), memory_gb=config.cache_mb / 1000
+    )
     rows, columns = config.patch_tiles
     return Patches(
         store,
@@ -243,12 +240,12 @@ def _continue_head(segmenter: Segmenter, start: Segmenter) -> None:
 
 
 def _claim_inputs(
-    out: Path, config: TrainConfig, inputs: Inputs, extractor: FeatureExtractor, *, resumed: bool
+    out: Path, batches: Patches, inputs: Inputs, extractor: FeatureExtractor, *, resumed: bool
 ) -> str:
     """Keep which extractor, images and labels a run has; refuse to resume with others.
 
     Returns:
-        A digest of them and the configuration: the same features belong to it.
+        A digest of them: the same features belong to it and the configuration.
     """
     own = storage.fingerprint(extractor_mapping(extractor), extractor.state_dict())
     names = inputs.dataset.names
@@ -260,14 +257,21 @@ def _claim_inputs(
         "pixels": inputs.pixels.tolist(),
         "validation": [names[i] for i in inputs.validation],
     }
+    if batches.background is not None:
+        record_of["background"] = batches.background.names
     text = json.dumps(record_of)
     record = out / "inputs.json"
     if resumed and record.exists() and record.read_text() != text:
         raise UsageError(
-            f"{out}: was started with another extractor, other images or labels; use another --out"
+            f"{out}: was started with another extractor, other images or labels, or by another "
+            "version of wsiseg; use another --out"
         )
     if Processes().first:
         with staged(record) as (temporary,):
             temporary.write_text(text)
-    settings = json.dumps(to_mapping(config), sort_keys=True)
-    return hashlib.sha256((text + settings).encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(config: TrainConfig) -> str:
+    """Short digest of a configuration."""
+    return hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:16]

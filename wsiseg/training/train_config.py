@@ -41,6 +41,8 @@ class TrainConfig:
     trainable: Literal["none", "decoder", "all", "network"] = "none"
     """What is trained beside the head: nothing, the denoiser's decoder, all of the denoiser, or
     with it the networks before it (of another extractor, both: all of it)."""
+    extractor_rate: float = 1.0
+    """Learning rate of what is trained of the extractor, against that of the head."""
     mpp: float | None = None
     """Micrometres per pixel to train and predict at; null = those that the given extractor or
     model was made for, 0.5 for a new network."""
@@ -64,7 +66,7 @@ class TrainConfig:
     patience: int = 0
     """Validations without a better Dice after which training ends; 0 = never."""
     cache_mb: int = 2048
-    """Memory for images at the training resolution."""
+    """Memory for images at the training resolution, and as much again for background images."""
     feature_cache: FeatureCacheConfig = FeatureCacheConfig()
     """Features kept on disk, for a frozen extractor."""
     border_um: float = 0.0
@@ -101,6 +103,13 @@ class TrainConfig:
             raise ConfigError("patch_tiles and cache_mb must be at least 1")
         if not 0 <= self.border_um < float("inf"):
             raise ConfigError(f"border_um {self.border_um}: must not be negative")
+        if self.background.sources and (self.normalise != "none" or self.resize_px is not None):
+            raise ConfigError(
+                "background: its images are neither normalised nor stretched; leave out "
+                "normalise and resize_px"
+            )
+        if not 0 < self.extractor_rate < float("inf"):
+            raise ConfigError(f"extractor_rate {self.extractor_rate}: must be above 0")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema {self.ema}: must be from 0 to below 1")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from wsiseg.errors import SlideError
 from wsiseg.outputs.run_folder import SlideResult
 from wsiseg.slides import Slide, open_slide
+
+READERS = ("openslide", "direct", "tiffslide")
+"""Backends that a record may name."""
 
 
 def find_slide(
@@ -42,14 +46,17 @@ def _candidates(name: str, folders: Sequence[Path], nearby: Sequence[Path]) -> I
             below.sort()
             if name in files or name in below:
                 yield Path(place) / name
-    yield from (folder / name for folder in nearby if (folder / name).exists())
+    for folder in nearby:
+        with suppress(OSError):  # a name that no file can have
+            if (folder / name).exists():
+                yield folder / name
 
 
 def _open(path: Path, result: SlideResult) -> Slide:
     """The slide at a path, if it is that of the result."""
     slide = open_slide(
         path,
-        backend=result.backend if result.backend in ("openslide", "tiffslide") else "auto",
+        backend=result.backend if result.backend in READERS else "auto",
         mpp=result.mpp,
         crop_to_bounds=result.frame == "qupath",
     )

@@ -76,7 +76,7 @@ class Table:
 
 def _head(text: str, kind: str = "number", *, swatch: str = "") -> str:
     mark = f'<i class="swatch" style="background:{swatch}"></i>' if swatch else ""
-    return f'<th scope=col class="{kind}"><button>{mark}{escape(text)}</button></th>'
+    return f'<th scope=col class="{kind}"><button>{mark}{shown(text)}</button></th>'
 
 
 def _preview(result: SlideResult, page: str | None, picture: str | None) -> str:

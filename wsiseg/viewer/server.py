@@ -101,7 +101,9 @@ class Site:
                 except IndexError:
                     break
                 except WsisegError as e:
-                    return Answer(str(e).encode(), "text/plain; charset=utf-8", 500)
+                    return Answer(
+                        str(e).encode("utf-8", "backslashreplace"), "text/plain; charset=utf-8", 500
+                    )
         return Answer(b"not found", "text/plain; charset=utf-8", 404)
 
     def close(self) -> None:
