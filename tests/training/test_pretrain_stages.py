@@ -234,6 +234,7 @@ from wsiseg.training.processes import Processes
 for stage in STAGES:
     pretrain(stage, made(), data=Path({data!r}), out=Path({out!r}))
     sys.stdout.write("process %d of %d\\n" % (Processes().index, Processes().count))
+Processes().end()
 """
 
 

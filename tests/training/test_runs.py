@@ -354,6 +354,7 @@ from test_runs import fit, without_batch_norm
 from wsiseg.training.processes import Processes
 fit(without_batch_norm(), Path({out!r}))
 sys.stdout.write("process %d of %d\\n" % (Processes().index, Processes().count))
+Processes().end()
 """
 
 

@@ -52,3 +52,4 @@ def command(
         written = pretrain(stage, run, data=data, out=out, resume=resume, device=own)
         if Processes().first:
             click.echo(f"wrote {written}")
+    Processes().end()

@@ -67,7 +67,7 @@ def command(
     from wsiseg.config import apply_overrides, find_config, from_mapping, load_yaml
     from wsiseg.datasets.base import Subset, fold_split, parse_fold
     from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
-    from wsiseg.training.processes import device_of_process
+    from wsiseg.training.processes import Processes, device_of_process
     from wsiseg.training.start import starting_point
     from wsiseg.training.train import TrainConfig, train
 
@@ -93,4 +93,5 @@ def command(
         resume=resume,
         provenance={"dataset": part, **start.origin},
     )
+    Processes().end()
     click.echo(f"wrote {path}")

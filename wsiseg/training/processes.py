@@ -42,6 +42,12 @@ class Processes:
 
             PartialState().wait_for_everyone()
 
+    def end(self) -> None:
+        """Leave the others when all have come here, so that none ends another's connection."""
+        if self.count > 1:
+            self.wait()
+            torch.distributed.destroy_process_group()
+
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over the processes."""
         if self.count == 1:
