@@ -23,8 +23,7 @@ def open_backend(path: Path, backend: str) -> Backend:
         path: the slide file, or a folder with one DICOM slide.
         backend: "openslide", "direct" or "tiffslide" for that one only; "auto" for OpenSlide, then
             tiffslide, then a plain image. "auto" also prefers tiffslide where OpenSlide sees one
-            level of a TIFF and tiffslide sees a pyramid (levels kept as SubIFDs), and else direct
-            to OpenSlide: the same pixels, sooner.
+            level of a TIFF and tiffslide sees a pyramid (levels kept as SubIFDs).
 
     Raises:
         SlideError: nothing is there, or nothing that can be read.
