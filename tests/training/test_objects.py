@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from label_map_makers import Labels, boxes, random_blobs, slow_hausdorff
 
+from wsiseg.classes import Classes, TissueClass
 from wsiseg.errors import UsageError
+from wsiseg.training.findings import filled, without_small
 from wsiseg.training.objects import ObjectScores, object_scores, objects_of, pool
 
 
@@ -265,10 +267,12 @@ def test_objects_of_a_mask() -> None:
     assert plain.dtype == np.int32
     assert sorted(np.bincount(plain.ravel())[1:]) == [1, 1, 5, 16]
     assert plain[0, 0] == plain[2, 2] != plain[4, 4]
-    filled = objects_of(mask, min_area_px=5, fill_holes=True)
-    assert sorted(np.bincount(filled.ravel())[1:]) == [5, 25]
-    assert set(np.unique(filled)) == {0, 1, 2}
-    assert sorted(np.bincount(objects_of(mask, min_area_px=6).ravel())[1:]) == [16]
+    rows = (TissueClass("a", (0, 0, 0), background=True), TissueClass("b", (1, 1, 1)))
+    whole = objects_of(filled(mask.astype(np.uint8), Classes(rows)) == 1)
+    kept = without_small(whole, 5)
+    assert sorted(np.bincount(kept.ravel())[1:]) == [5, 25]
+    assert set(np.unique(kept)) == {0, 1, 2}
+    assert sorted(np.bincount(without_small(plain, 6).ravel())[1:]) == [16]
     assert not objects_of(np.zeros((3, 4), bool)).any()
     full = objects_of(np.ones((3, 4), bool))
     assert full.min() == full.max() == 1
@@ -277,5 +281,3 @@ def test_objects_of_a_mask() -> None:
 def test_objects_of_refuses_what_is_no_mask() -> None:
     with pytest.raises(UsageError, match="bool"):
         objects_of(np.zeros((3, 3), np.uint8))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="min_area_px"):
-        objects_of(np.zeros((3, 3), bool), min_area_px=-1)

@@ -143,36 +143,24 @@ def pool(scores: Sequence[ObjectScores]) -> dict[str, Any]:
     }
 
 
-def objects_of(
-    mask: npt.NDArray[np.bool_], *, min_area_px: int = 0, fill_holes: bool = False
-) -> npt.NDArray[np.int32]:
+def objects_of(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     """Labels of the connected parts of a mask, for models without objects of their own.
 
-    Pixels that touch at a corner belong together (8-connectivity); holes are background that
-    does not reach the image border over pixel sides (4-connectivity).
+    Pixels that touch at a corner belong together (8-connectivity).
 
     Args:
         mask: (H, W) bool.
-        min_area_px: smaller parts are left out, after the filling of holes.
-        fill_holes: whether holes belong to the part around them.
 
     Returns:
         (H, W) int32 labels 1..n, 0 = none.
 
     Raises:
-        UsageError: a mask that is not (H, W) bool, or a negative area.
+        UsageError: a mask that is not (H, W) bool.
     """
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise UsageError(f"objects: the mask must be (H, W) bool, not {mask.shape} {mask.dtype}")
-    if min_area_px < 0:
-        raise UsageError(f"objects: min_area_px must not be negative, it is {min_area_px}")
-    filled = ndimage.binary_fill_holes(mask) if fill_holes else mask
-    labels, count = ndimage.label(filled, structure=np.ones((3, 3), bool))
-    keep = np.bincount(labels.ravel(), minlength=count + 1) >= min_area_px
-    keep[0] = False
-    numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    found: npt.NDArray[np.int32] = numbers[labels]
-    return found
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3), bool))
+    return np.asarray(labels, np.int32)
 
 
 class _Comparison:
