@@ -86,6 +86,26 @@ def test_unet_is_the_forward_written_out() -> None:
     assert torch.allclose(found, wanted, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_unet_that_ends_coarse_interpolates_its_logits() -> None:
+    torch.manual_seed(0)
+    specs = [FeatureSpec(6, 8), FeatureSpec(5, 2)]
+    head = UNetHead(specs, 3, UNetHeadConfig((8, 6))).eval()
+    settle(head)
+    maps = features(specs, 2, 1)
+    found = head(maps)
+    assert found.shape == (2, 3, 2 * TILE, TILE)
+    fine = UNetHead([FeatureSpec(6, 4), FeatureSpec(5, 1)], 3, UNetHeadConfig((8, 6))).eval()
+    fine.load_state_dict(head.state_dict())  # the same maps, taken for those of a smaller tile
+    coarse = fine(maps)
+    assert coarse.shape == (2, 3, TILE, TILE // 2)
+    y, x = 7, 4  # between four coarse pixels: 9, 3, 3 and 1 sixteenths
+    wanted = (
+        9 * coarse[..., 3, 2] + 3 * coarse[..., 4, 2] + 3 * coarse[..., 3, 1] + coarse[..., 4, 1]
+    ) / 16
+    assert torch.allclose(found[..., y, x], wanted, atol=1e-5)
+
+
 def count(extractor: dict[str, Any], head: dict[str, Any], classes: int) -> int:
     config = ModelConfig(
         extractor={"name": "cnn", **extractor},
@@ -192,7 +212,14 @@ def build(extractor: str, head: str) -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: UNetHead(VGG_SPECS, 2, UNetHeadConfig((8, 8))), "2 widths where .* 32, needs 5"),
+        (
+            lambda: UNetHead(VGG_SPECS, 2, UNetHeadConfig((8,) * 6)),
+            "6 widths where .* 32, has 5 halv",
+        ),
+        (
+            lambda: UNetHead(VGG_SPECS, 2, UNetHeadConfig((8,))),
+            "1 widths end at stride 16 .* of stride 8 unread",
+        ),
         (
             lambda: UNetHead([FeatureSpec(4, 14)], 2, UNetHeadConfig((8, 8, 8))),
             r"strides \[14\] must be powers of two",

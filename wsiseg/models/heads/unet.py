@@ -1,4 +1,4 @@
-"""A U-Net's decoder: upsample by 2, join the skip, two convolutions, up to full resolution.
+"""A U-Net's decoder: upsample by 2, join the skip, two convolutions, up to the stride wanted.
 
 Source: Ronneberger et al., U-Net (MICCAI 2015), with the usual changes of a Res-UNet: padded
 convolutions, batch norm, nearest upsampling, widths 256 to 16. Knows no extractor, only strides.
@@ -22,7 +22,8 @@ class UNetHeadConfig:
     """Configuration of the U-Net decoder."""
 
     widths: tuple[int, ...] = (256, 128, 64, 32, 16)
-    """Channels after each upsampling, coarse to fine: as many as the coarsest map has halvings."""
+    """Channels after each upsampling, coarse to fine. As many as the coarsest map has halvings end
+    at full resolution; with fewer, the logits of the last stride are interpolated to it."""
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
@@ -50,14 +51,20 @@ class UNetHead(Head):
         self.coarsest = max(channels)
         if any(s < 1 or s & (s - 1) for s in channels):
             raise ConfigError(f"head unet: strides {sorted(channels)} must be powers of two")
-        halvings = self.coarsest.bit_length() - 1
-        if len(config.widths) != halvings:
+        count = len(config.widths)
+        self.finest = self.coarsest >> count
+        if self.finest < 1:
             raise ConfigError(
-                f"head unet: {len(config.widths)} widths where the coarsest stride, "
-                f"{self.coarsest}, needs {halvings}"
+                f"head unet: {count} widths where the coarsest stride, {self.coarsest}, "
+                f"has {self.coarsest.bit_length() - 1} halvings"
+            )
+        if min(channels) < self.finest:
+            raise ConfigError(
+                f"head unet: {count} widths end at stride {self.finest} and would leave the maps "
+                f"of stride {min(channels)} unread; give more widths or coarser maps"
             )
         before = [channels[self.coarsest], *config.widths[:-1]]
-        strides = [self.coarsest >> (i + 1) for i in range(halvings)]
+        strides = [self.coarsest >> (i + 1) for i in range(count)]
         self.blocks = nn.ModuleList(
             _double_convolution(incoming + channels.get(stride, 0), width)
             for incoming, stride, width in zip(before, strides, config.widths, strict=True)
@@ -75,6 +82,8 @@ class UNetHead(Head):
                 x = torch.cat((x, self._laid(features, stride)), dim=1)
             x = block(x)
         logits: Tensor = self.classifier(x)
+        if stride > 1:
+            logits = nnf.interpolate(logits, scale_factor=stride, mode="bilinear")
         return logits
 
     def _laid(self, features: Features, stride: int) -> Tensor:
