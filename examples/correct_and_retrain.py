@@ -26,7 +26,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "train" / "glas-small.yaml"
 COLOURS = {"Gland": [60, 160, 75], "Stroma": [150, 200, 150]}
 DRAWN = (
     ("Gland", 258, 150, 77, 60),
@@ -87,7 +86,7 @@ def main(folder: Path) -> None:
     correct(folder / "first" / "colon.geojson", slides / "colon.geojson")
     settings = [word for text in [*FAST, "validation_share=0"] for word in ("--set", text)]
     data: list[str | Path] = ["--dataset", "qupath", "--data", slides, "--extractor", "glas-small"]
-    wsiseg("train", *data, "--config", CONFIG, *settings, "--out", run)
+    wsiseg("train", *data, *settings, "--out", run)
     wsiseg("predict", slide, "--model", run / "model.safetensors", "--out", folder / "second")
 
 

@@ -1,11 +1,12 @@
 """Dice on GlaS testA against the number of labelled images: trains, measures, draws.
 
     python examples/label_efficiency.py DATA/glas runs/labels small/res-unet
-    python examples/label_efficiency.py DATA/glas runs/labels small/res-unet small/hipt-fcn \
-        --extractor runs/pretrain/extractor.safetensors
+    python examples/label_efficiency.py DATA/glas runs/labels --seeds 0 1 2 \
+        glas-small glas-small-pretrained=runs/pretrain/extractor.safetensors
 
-Every run is a folder OUT/METHOD-IMAGES-SEED; what is complete is not done again, so the same
-command goes on where it was stopped. OUT/label_efficiency.png and .json hold the result.
+A configuration that starts from a pretrained extractor names its file after a `=`. Every run is a
+folder OUT/METHOD-IMAGES-SEED; what is complete is not done again, so the same command goes on
+where it was stopped. OUT/label_efficiency.png and .json hold the result.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wsiseg.config import find_config, load_yaml
 from wsiseg.training.curves import draw_label_efficiency
 
 
@@ -23,25 +23,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder of GlaS")
     parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("configs", nargs="+", help="names of training configurations")
-    parser.add_argument("--extractor", help="for those that do not begin with a new network")
+    parser.add_argument("configs", nargs="+", help="training configurations, NAME or NAME=FILE")
     parser.add_argument("--images", type=int, nargs="+", default=[10, 20, 40, 0], help="0 = all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], help="passed to every training")
     words = parser.parse_args()
     table: dict[str, dict[int, list[float]]] = {}
-    for config in words.configs:
+    for config, _, extractor in (text.partition("=") for text in words.configs):
         for limit in words.images:
             for seed in words.seeds:
-                count, dice = measured(words, config, limit, seed)
+                count, dice = measured(words, (config, extractor), limit, seed)
                 table.setdefault(Path(config).name, {}).setdefault(count, []).append(dice)
                 print(f"{config}: {count} images, seed {seed}: Dice {dice:.4f}", flush=True)
     (words.out / "label_efficiency.json").write_text(json.dumps(table, indent=1) + "\n")
     draw_label_efficiency(words.out / "label_efficiency.png", table)
 
 
-def measured(words: argparse.Namespace, config: str, limit: int, seed: int) -> tuple[int, float]:
+def measured(
+    words: argparse.Namespace, method: tuple[str, str], limit: int, seed: int
+) -> tuple[int, float]:
     """(images trained on, Dice on testA) of one run, done if it is not there yet."""
+    config, extractor = method
     run = words.out / f"{Path(config).name}-{limit or 'all'}-{seed}"
     report = run / "testA" / "metrics.json"
     glas = ["--dataset", "glas", "--data", words.data]
@@ -49,8 +51,7 @@ def measured(words: argparse.Namespace, config: str, limit: int, seed: int) -> t
         train = ["train", *glas, "--config", config, "--out", str(run), "--resume"]
         train += ["--set", f"seed={seed}", *(w for s in words.set for w in ("--set", s))]
         train += ["--limit", str(limit)] if limit else []
-        new = load_yaml(find_config(config, "train"))["extractor"].get("name") == "cnn"
-        train += ["--extractor", words.extractor] if words.extractor and not new else []
+        train += ["--extractor", extractor] if extractor else []
         wsiseg(*train)
         model = str(run / "model.safetensors")
         wsiseg("evaluate", "--model", model, *glas, "--split", "testA", "--out", str(report.parent))

@@ -14,11 +14,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 FOUNDATION = {
     "atomic",
     "canvas",
+    "canvas_store",
     "classes",
     "cleaning",
     "config",
     "errors",
     "geometry",
+    "lease",
     "objects",
     "parting",
     "regions",

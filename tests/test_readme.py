@@ -64,7 +64,7 @@ def main_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_main_job_finds_the_glands(main_job: Path) -> None:
     names = {p.name for p in main_job.iterdir()}
     suffixes = (".mask.ome.tif", ".geojson", ".json", ".overview.png")
-    assert names == {f"colon{suffix}" for suffix in suffixes}
+    assert names == {"run.json", "summary.csv", *(f"colon{suffix}" for suffix in suffixes)}
     mask = tifffile.imread(main_job / "colon.mask.ome.tif")
     sidecar = json.loads((main_job / "colon.json").read_text())
     dx, dy = sidecar["mask"]["downsample"]

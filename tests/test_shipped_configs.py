@@ -96,10 +96,13 @@ def extractor_of(config: TrainConfig, path: Path) -> dict[str, Any]:
     """The full extractor's mapping: the configuration's, or the one it is made to change."""
     own = dict(config.extractor)
     if own.get("name") == "hipt" and len(own) == 1 and path.parent.name == "small":
-        return {"name": "hipt", **_pretrained("glas-small", "encoder")}
+        return {"name": "hipt", **_pretrained("small/pathsegdiff", "encoder")}
     if "name" not in own:
-        small = path.parent.name == "small" or path.stem.startswith(("glas-small", "annotations"))
-        base = _pretrained("glas-small") if small else MODELS["pathsegdiff-brca"].extractor
+        base = MODELS["pathsegdiff-brca"].extractor
+        if path.parent.name == "small":
+            base = _pretrained("small/pathsegdiff")
+        elif path.stem in ("glas-small-pretrained", "glas-small-tuned", "annotations"):
+            base = _pretrained("glas-small")
         assert base is not None
         return with_options({"name": "pathsegdiff", **base}, own)
     if path.parent.name == "small" and own["name"] in ("genselfdiff", "ddpm"):
@@ -177,7 +180,7 @@ def test_small_ones_train_a_step(path: Path, tmp_path: Path) -> None:
     config = replace(config, loop=loop, feature_cache=cache, validation_share=0.0)
     torch.manual_seed(0)
     if path.stem == "hipt-fcn":  # as the command does: out of a PathSegDiff file
-        whole = build_extractor({"name": "pathsegdiff", **_pretrained("glas-small")})
+        whole = build_extractor({"name": "pathsegdiff", **_pretrained("small/pathsegdiff")})
         extractor = from_pathsegdiff(whole)
     else:
         extractor = build_extractor(extractor_of(config, path))

@@ -5,9 +5,11 @@ group with
 
     labels      (H, W) uint8   0 = not analysed, 1..C = classes
     confidence  (H, W) uint8   probability of the label x 255, rounded; 0 where not analysed
-    done        (R, K) uint8   1 where the chunk (row, column) holds its final values
+    done        (R, K) uint32  checksum of the chunk (row, column) that holds what the model gave,
+                               0 where it does not yet
     border      (H, W) uint8   where the model has borders: probability of the border of an
                                object x 255, rounded; 0 where not analysed
+    cleaned     (H, W) uint8   where the model asks for it: the labels after post-processing
     objects     (H, W) int32   where the model has borders: 1.. = objects, 0 = none
     thumbnail   (h, w, 3) uint8 the slide, for the overview
     tissue      (h', w') uint8 1 = tissue, at the resolution of its detection
@@ -16,12 +18,12 @@ and a JSON record (attributes) of everything the output files state: grid, class
 parameters, and the number of objects by class once they are made. Memory bound: a reader or writer
 holds the chunks of the box it was asked for.
 A chunk is marked done only after its pixels are on disk, so what is done survives a kill.
+Post-processing leaves the planes of the done chunks as they are, so it can be begun again.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,17 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from wsiseg import canvas_store as store
+from wsiseg.canvas_store import DAMAGES, RECORD, Planes, checksum, line
 from wsiseg.classes import Classes
-from wsiseg.errors import CanvasError
+from wsiseg.errors import CanvasError, ConfigError
 from wsiseg.geometry import Box, Grid, Size
 
 UInt8 = npt.NDArray[np.uint8]
 Int32 = npt.NDArray[np.int32]
 FORMAT = 1
-RECORD = "wsiseg"
+NAMES = ("labels", "confidence", "border")
+"""Planes of what the model gives; the border just where there is one."""
 
 
 class Canvas:
@@ -49,13 +54,13 @@ class Canvas:
         classes: the classes of its labels.
         chunk_px: side of a chunk; chunks at the right and bottom edges are smaller.
         record: what was recorded of slide, model, parameters and run, ready for JSON. Keys
-            `slide`, `model`, `parameters`; inference adds `timings` and `status` at the end
-            through `update_record`, and `objects` (class name to number) where it makes some.
+            `slide`, `model`, `parameters`, and `identity` of what may continue it; inference adds
+            `timings` and `status` at the end, and `objects` (class name to number) where it makes
+            some.
     """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         self.path = path
-        self._group = group
         meta = group.attrs.get(RECORD)
         if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
             raise CanvasError(f"{path}: not a wsiseg canvas of format {FORMAT}; predict again")
@@ -64,11 +69,9 @@ class Canvas:
         self.classes = Classes.from_list(meta["classes"])
         self.chunk_px = int(meta["chunk_px"])
         self.record: dict[str, Any] = dict(meta["record"])
-        self._labels: Any = group["labels"]
-        self._confidence: Any = group["confidence"]
-        self._planes: dict[str, Any] = {"labels": self._labels, "confidence": self._confidence}
-        self._done: Any = group["done"]
-        self._done_cache: UInt8 = np.asarray(self._done[:])
+        self._planes = Planes(path, group)
+        self._final = "cleaned" if self._planes.has("cleaned") else "labels"
+        self._done_cache: npt.NDArray[Any] = self._planes.read("done", slice(None))
 
     @classmethod
     def create(
@@ -89,9 +92,6 @@ class Canvas:
             CanvasError: the folder cannot be written.
         """
         path = Path(path)
-        width, height = grid.size
-        rows, columns = -(-height // chunk_px), -(-width // chunk_px)
-        chunk = (min(chunk_px, height), min(chunk_px, width))
         meta = {
             "format": FORMAT,
             "grid": {
@@ -104,21 +104,12 @@ class Canvas:
             "chunk_px": chunk_px,
             "record": json.loads(json.dumps(record)),
         }
+        names = NAMES[: 3 if border else 2]
         try:
-            if path.exists():
-                shutil.rmtree(path)
-            group = zarr.open_group(str(path), mode="w")
-            for name in ("labels", "confidence", "border")[: 3 if border else 2]:
-                group.create_array(
-                    name, shape=(height, width), chunks=chunk, dtype="uint8", fill_value=0
-                )
-            group.create_array(
-                "done", shape=(rows, columns), chunks=(1, columns), dtype="uint8", fill_value=0
-            )
-            group.attrs[RECORD] = meta
+            store.replace_folder(path, lambda folder: store.fill(folder, meta, names))
+            return cls(path, zarr.open_group(str(path), mode="r+"))
         except OSError as e:
             raise CanvasError(f"{path}: cannot create the canvas ({e.strerror or e})") from e
-        return cls(path, group)
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False) -> Canvas:
@@ -129,10 +120,12 @@ class Canvas:
         """
         path = Path(path)
         try:
+            if writable:
+                store.sweep(path)
             group = zarr.open_group(str(path), mode="r+" if writable else "r")
             return cls(path, group)
-        except (OSError, KeyError, ValueError, TypeError) as e:
-            raise CanvasError(f"{path}: not a readable wsiseg canvas ({e})") from e
+        except (*DAMAGES, AttributeError, ConfigError) as e:
+            raise CanvasError(f"{path}: not a readable wsiseg canvas ({line(e)})") from e
 
     @property
     def chunk_rows(self) -> int:
@@ -159,15 +152,38 @@ class Canvas:
         """Whether the chunk holds its final values."""
         return bool(self._done_cache[row, column])
 
+    def check(self) -> int:
+        """How many chunks are done; each is read and compared with its checksum.
+
+        Raises:
+            CanvasError: one is damaged.
+        """
+        names = NAMES[: 2 + self.has_border]
+        done = [key for key in self.chunks() if self.is_done(*key)]
+        for key in done:
+            slices = self.chunk_box(*key).slices
+            try:
+                found = checksum(self._planes.read(name, slices) for name in names)
+            except DAMAGES as e:
+                raise CanvasError(f"{self.path}: chunk {key} cannot be read ({line(e)})") from e
+            if found != self._done_cache[key]:
+                raise CanvasError(f"{self.path}: chunk {key} is not what was written")
+        return len(done)
+
+    @property
+    def done_count(self) -> int:
+        """How many chunks are done."""
+        return int(np.count_nonzero(self._done_cache))
+
     @property
     def has_border(self) -> bool:
         """Whether there are probabilities of borders."""
-        return "border" in self._group
+        return self._planes.has("border")
 
     @property
     def has_objects(self) -> bool:
         """Whether objects were made, all of them."""
-        return "objects" in self.record and "objects" in self._group
+        return "objects" in self.record and self._planes.has("objects")
 
     def write_chunk(
         self, row: int, column: int, labels: UInt8, confidence: UInt8, border: UInt8 | None = None
@@ -193,28 +209,25 @@ class Canvas:
         if shapes != [expected] * (2 + self.has_border):
             raise CanvasError(f"chunk ({row}, {column}) is {expected}, not {shapes}")
         for name, plane in planes.items():
-            self._put(name, box, plane)
-        try:
-            self._done_cache[row, column] = 1
-            self._done[row, :] = self._done_cache[row]
-        except OSError as e:
-            raise CanvasError(f"{self.path}: cannot write ({e.strerror or e})") from e
+            self._planes.put(name, box.slices, plane)
+        self._done_cache[row, column] = checksum(planes.values())
+        self._planes.put("done", row, self._done_cache[row])
 
     def labels(self, box: Box) -> UInt8:
         """(h, w) uint8 labels of a box inside the grid."""
-        return np.asarray(self._labels[box.slices])
+        return self._planes.read(self._final, box.slices)
 
     def confidence(self, box: Box) -> UInt8:
         """(h, w) uint8 confidences of a box inside the grid."""
-        return np.asarray(self._confidence[box.slices])
+        return self._planes.read("confidence", box.slices)
 
     def border(self, box: Box) -> UInt8:
         """(h, w) uint8 probabilities of borders, of a canvas that has them."""
-        return np.asarray(self._plane("border")[box.slices])
+        return self._planes.read("border", box.slices)
 
     def objects(self, box: Box) -> Int32:
         """(h, w) int32 objects of a box inside the grid, 0 = none; see `write_objects`."""
-        return np.asarray(self._plane("objects")[box.slices])
+        return self._planes.read("objects", box.slices)
 
     def colours(self, box: Box) -> UInt8 | Int32:
         """(h, w) what neighbouring pixels have in common if they are of one region, 0 where not
@@ -227,64 +240,53 @@ class Canvas:
         return np.where(objects > 0, objects, -labels.astype(np.int32))
 
     def write_labels(self, box: Box, labels: UInt8) -> None:
-        """Replace the labels of a box of chunks that are done."""
-        self._put("labels", box, labels)
+        """Replace labels of a complete canvas; those that the model gave are kept beside them."""
+        if self._final != "cleaned":
+            self._planes.new("cleaned", "uint8")
+            for row in range(self.chunk_rows):
+                own = self._row_box(row).slices
+                self._planes.put("cleaned", own, self._planes.read("labels", own))
+            self._final = "cleaned"
+        self._planes.put("cleaned", box.slices, labels)
+
+    def restore_labels(self) -> None:
+        """Go back to the labels that the model gave."""
+        self._final = "labels"
+        self._planes.drop("cleaned")
 
     def write_objects(self, box: Box, objects: Int32) -> None:
         """Write the objects of a box; `record["objects"]` says that all are there."""
-        if "objects" not in self._group:
-            shape, chunks = self._labels.shape, self._labels.chunks
-            self._group.create_array(
-                "objects", shape=shape, chunks=chunks, dtype="int32", fill_value=0
-            )
-        self._put("objects", box, objects)
+        if not self._planes.has("objects"):
+            self._planes.new("objects", "int32")
+        self._planes.put("objects", box.slices, objects)
 
-    def _plane(self, name: str) -> Any:
-        if name not in self._planes:
-            if name not in self._group:
-                raise CanvasError(f"{self.path}: has no {name}")
-            self._planes[name] = self._group[name]
-        return self._planes[name]
-
-    def _put(self, name: str, box: Box, values: UInt8 | Int32) -> None:
-        try:
-            self._plane(name)[box.slices] = values
-        except OSError as e:
-            raise CanvasError(f"{self.path}: cannot write ({e.strerror or e})") from e
+    def _row_box(self, row: int) -> Box:
+        """The pixels of a row of chunks."""
+        y = row * self.chunk_px
+        return Box(0, y, self.grid.size.width, self.chunk_px).intersection(self.grid.box)
 
     def set_image(self, name: str, image: UInt8) -> None:
         """Keep a small picture (`thumbnail` or `tissue`) in the canvas."""
-        try:
-            array = self._group.create_array(
-                name, shape=image.shape, chunks=image.shape, dtype="uint8", overwrite=True
-            )
-            array[...] = image
-        except OSError as e:
-            raise CanvasError(f"{self.path}: cannot write ({e.strerror or e})") from e
+        self._planes.put_image(name, image)
 
     def image(self, name: str) -> UInt8 | None:
         """A picture kept by `set_image`, or None."""
-        if name not in self._group:
-            return None
-        array: Any = self._group[name]
-        return np.asarray(array[...])
+        return self._planes.read(name, ...) if self._planes.has(name) else None
 
     def update_record(self, **entries: Any) -> None:
         """Add entries to the record and keep it on disk."""
-        self.record.update(json.loads(json.dumps(entries)))
-        meta: Any = self._group.attrs[RECORD]
-        try:
-            self._group.attrs[RECORD] = {**meta, "record": self.record}
-        except OSError as e:
-            raise CanvasError(f"{self.path}: cannot write ({e.strerror or e})") from e
+        self.replace_record({**self.record, **entries})
+
+    def replace_record(self, record: Mapping[str, Any]) -> None:
+        """Take another record and keep it on disk."""
+        self.record = json.loads(json.dumps(record))
+        self._planes.update_meta(record=self.record)
 
     def pixel_counts(self) -> list[int]:
         """Pixels per value on disk, index 0..C; reads one row of chunks at a time."""
         counts = np.zeros(256, np.int64)
         for row in range(self.chunk_rows):
-            y = row * self.chunk_px
-            box = Box(0, y, self.grid.size.width, self.chunk_px).intersection(self.grid.box)
-            counts += np.bincount(self.labels(box).ravel(), minlength=256)
+            counts += np.bincount(self.labels(self._row_box(row)).ravel(), minlength=256)
         return [int(n) for n in counts[: len(self.classes) + 1]]
 
     def areas_mm2(self) -> dict[str, float]:
@@ -295,4 +297,4 @@ class Canvas:
 
     def remove(self) -> None:
         """Delete the canvas from disk."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        store.discard(self.path)

@@ -22,6 +22,8 @@ NOT_ANALYSED = 0
 """Label on disk of pixels outside tissue or never analysed."""
 
 Colour = tuple[int, int, int]
+_LONGEST_NAME = 200
+"""Characters of a class name; each polygon of the class repeats it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class TissueClass:
         if not self.name.strip() or ":" in self.name or self.name.endswith("*"):
             raise ConfigError(
                 f"class name {self.name!r}: must not be empty, hold ':' or end with '*'"
+            )
+        if len(self.name) > _LONGEST_NAME or any(c < " " for c in self.name):
+            raise ConfigError(
+                f"class name {self.name[:80]!r}: must have at most {_LONGEST_NAME} characters and "
+                "no line breaks"
             )
         if len(self.colour) != 3 or not all(0 <= int(c) <= 255 for c in self.colour):
             raise ConfigError(f"colour of class {self.name!r}: three numbers from 0 to 255")
@@ -108,7 +115,7 @@ class Classes:
                 for r in rows
             )
             values = [int(r.get("value", i)) for i, r in enumerate(rows, start=1)]
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as e:
             raise ConfigError(
                 f"classes: each needs a name and a color of three numbers ({e})"
             ) from e

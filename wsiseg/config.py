@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,23 @@ from wsiseg.errors import ConfigError
 
 T = TypeVar("T")
 _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+_MAX_BYTES = 1 << 20
+"""Of a YAML file. The largest real ones, lists of some thousand image names, have 200 kB."""
+_MAX_VALUES = 100_000
+"""Values in a YAML file, each as often as aliases repeat it: a few lines can stand for billions."""
+_MAX_DEPTH = 50
+"""Levels of nesting in a YAML file; real ones have six."""
+_MAX_INT = 2**63 - 1
+"""Largest whole number; larger ones fit no array and cannot be computed with as float."""
+_DAMAGE = (  # what PyYAML's constructors raise for a tag on something else, such as !!int word
+    yaml.YAMLError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def find_config(name: str | Path, kind: str) -> Path:
@@ -52,19 +70,74 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, not YAML or not a mapping.
+        ConfigError: the file is missing, too large, not YAML or not a mapping.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
     except OSError as e:
         raise ConfigError(f"{path}: cannot read the configuration ({e.strerror})") from e
+    if len(text) > _MAX_BYTES:
+        raise ConfigError(f"{path}: over {_MAX_BYTES >> 20} MiB, too large for a configuration")
+    try:
+        data = _parse(text.decode("utf-8"))
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8; save it as UTF-8 text") from e
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(e).split())})") from e
+    except _DAMAGE as e:
+        raise ConfigError(f"{path}: not YAML ({_reason(e)})") from e
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
     return data
+
+
+def _parse(text: str) -> Any:
+    """The data in a YAML text; plain data only, no tags of Python.
+
+    Raises:
+        Exception: one of _DAMAGE, also where the text stands for too much.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_extent(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_extent(root: yaml.Node) -> None:
+    """Refuse a document whose aliases repeat, or whose nesting holds, more than anyone writes."""
+    count, waiting = 0, [(root, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        if count > _MAX_VALUES or depth > _MAX_DEPTH:
+            raise ValueError(
+                f"over {_MAX_VALUES} values or {_MAX_DEPTH} levels of nesting, aliases counted"
+            )
+        if isinstance(node, yaml.SequenceNode):
+            waiting.extend((n, depth + 1) for n in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            waiting.extend((n, depth + 1) for pair in node.value for n in pair)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, RecursionError):
+        return "too deeply nested"
+    return " ".join(str(error).split())[:300]
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: of large ones the beginning."""
+    if isinstance(value, int) and abs(value) > _MAX_INT:
+        return "a number beyond 2^63"
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a huge number inside
+        return f"a {type(value).__name__}"
 
 
 def from_mapping(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
@@ -79,14 +152,14 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         ConfigError: unknown or missing keys, values of the wrong type or out of range.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where or cls.__name__}: must be a mapping, not {data!r}")
+        raise ConfigError(f"{where or cls.__name__}: must be a mapping, not {_shown(data)}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
     unknown = [k for k in data if k not in fields]
     if unknown:
         raise ConfigError(
-            f"unknown key {prefix}{unknown[0]}; known here: {', '.join(sorted(fields))}"
+            f"unknown key {prefix}{_key(unknown[0])}; known here: {', '.join(sorted(fields))}"
         )
     values = {k: _convert(hints[k], v, f"{prefix}{k}") for k, v in data.items()}
     for name, field in fields.items():
@@ -98,7 +171,13 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     return cls(**values)
 
 
+def _key(key: Any) -> str:
+    return key[:80] if isinstance(key, str) else _shown(key)
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, int) and abs(value) > _MAX_INT:
+        raise ConfigError(f"{where}: {_shown(value)} is too large")
     origin, args = get_origin(kind), get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -107,11 +186,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return _convert(rest[0], value, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, args))}")
+            raise ConfigError(f"{where}: {_shown(value)} is not one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ConfigError(f"{where}: must be a list, not {value!r}")
+            raise ConfigError(f"{where}: must be a list, not {_shown(value)}")
         if len(args) == 2 and args[1] is Ellipsis:
             kinds = [args[0]] * len(value)
         elif len(args) == len(value):
@@ -130,7 +209,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return float(value)  # 1e-4, which YAML 1.1 reads as a word
     if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
         return value
-    raise ConfigError(f"{where}: must be {kind.__name__}, not {value!r}")
+    raise ConfigError(f"{where}: must be {kind.__name__}, not {_shown(value)}")
 
 
 def to_mapping(config: Any) -> Any:
@@ -163,9 +242,9 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             if not isinstance(node, dict):
                 raise ConfigError(f"--set {text}: {part} is not a group of keys")
         try:
-            node[last] = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"--set {text}: the value is not YAML") from e
+            node[last] = _parse(value)
+        except _DAMAGE as e:
+            raise ConfigError(f"--set {text}: the value is not YAML ({_reason(e)})") from e
     return result
 
 

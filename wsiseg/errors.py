@@ -10,18 +10,31 @@
     │   └── CheckpointError     a weights file that is not what was expected
     ├── DatasetError            labelled images that are missing or malformed
     ├── CanvasError             a canvas that is incomplete, foreign or damaged
-    └── OutputError             a file that cannot be written
+    ├── OutputError             a file that cannot be written
+    └── LeaseLostError          a lock that another process has taken over
 
-A message says what is wrong and what to do, in one line without a trailing full stop.
+A message says what is wrong and what to do, in one line without a trailing full stop. It is one
+line whatever the file or the name holds that it speaks of: control characters are written as
+escapes, and what is too long is cut.
 """
 
 from __future__ import annotations
+
+_LONGEST = 2000
+"""Characters of a message; a path may have 4096, but one that long says nothing."""
 
 
 class WsisegError(Exception):
     """Base of every error that wsiseg raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message as one printable line."""
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class UsageError(WsisegError, ValueError):
@@ -64,3 +77,7 @@ class CanvasError(WsisegError):
 
 class OutputError(WsisegError):
     """An output cannot be written."""
+
+
+class LeaseLostError(WsisegError):
+    """A lock is another process's by now: this one stood still for longer than its lease."""

@@ -22,6 +22,9 @@ from wsiseg.parting import Parting
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
 
+_MAX_REACH_UM = 500.0
+"""A band of a slide is held with so much above and below it; objects are smaller than that."""
+
 
 @dataclass(frozen=True)
 class ObjectsConfig:
@@ -44,6 +47,8 @@ class ObjectsConfig:
         for name in ("min_area_um2", "max_hole_um2", "min_core_um2", "reach_um"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"objects.{name}: must not be negative")
+        if self.reach_um > _MAX_REACH_UM:
+            raise ConfigError(f"objects.reach_um: must be at most {_MAX_REACH_UM:g}")
         if not 0 < self.border_threshold <= 1:
             raise ConfigError("objects.border_threshold: must be above 0 and at most 1")
 

@@ -29,7 +29,7 @@ def test_json(slide: Path) -> None:
     record = json.loads(result.output)
     assert record["size"] == [800, 600]
     assert record["mpp"] == pytest.approx(0.5, rel=1e-6)
-    assert (record["mpp_source"], record["backend"]) == ("tiff resolution", "openslide")
+    assert (record["mpp_source"], record["backend"]) == ("tiff resolution", "direct")
     assert [level["size"] for level in record["levels"]] == [[800, 600], [400, 300]]
     assert 0.2 < record["tissue_fraction"] < 1
     assert record["tissue_mm2"] == pytest.approx(record["tissue_fraction"] * 0.12, rel=1e-4)

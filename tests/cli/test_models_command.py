@@ -14,6 +14,7 @@ from wsiseg.errors import CheckpointError, ConfigError, UsageError
 from wsiseg.models import zoo
 from wsiseg.models.checkpoint import load_model, save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter
+from wsiseg.models.zoo import BUNDLED
 
 COUNTS = {
     "hipt": 21665664,
@@ -98,6 +99,17 @@ def test_show_full_size_as_text() -> None:
         assert f"{count:,}" in text
     assert "decoder 11" in text
     assert "where the original weights are obtained" in text
+
+
+def test_show_the_bundled_model_with_its_details_and_a_head_called_as_its_denoiser() -> None:
+    about = json.loads(output("show", "glas-small", "--json"))
+    assert [row["block"] for row in about["features"]].count("first stage") == 2
+    assert about["features"][-1]["stride"] == 4
+    parts = [about[part] for part in about["parts"]]
+    held = (BUNDLED / "glas-small.safetensors").stat().st_size / 2  # fp16
+    assert about["total"] == sum(parts)
+    assert 0.95 * held < about["total"] < held
+    assert "unet_head" in output("show", "glas-small")
 
 
 def test_show_a_file(checkpoint: Path) -> None:

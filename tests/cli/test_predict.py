@@ -66,7 +66,8 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+    """What lies in a folder beside the files about the run."""
+    return sorted({p.name for p in folder.iterdir()} - {"run.json", "summary.csv"})
 
 
 def outputs_of(*stems: str) -> list[str]:
@@ -119,11 +120,11 @@ def test_labels_do_not_depend_on_the_batch_size(run: Run, phantom: Path, tmp_pat
 
 def test_complete_outputs_are_skipped_unless_told(run: Run, phantom: Path, tmp_path: Path) -> None:
     assert run(phantom, "--out", tmp_path).code == 0
-    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    before = {n: (tmp_path / n).stat().st_mtime_ns for n in names(tmp_path)}
     result = run(phantom, "--out", tmp_path)
     assert result.code == 0
     assert "colon: outputs are complete, skipped (--overwrite makes them again)" in result.out
-    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    assert {n: (tmp_path / n).stat().st_mtime_ns for n in names(tmp_path)} == before
     (tmp_path / "colon.geojson").unlink()
     assert "skipped" not in run(phantom, "--out", tmp_path).out
     assert names(tmp_path) == outputs_of("colon")
@@ -196,7 +197,7 @@ def test_files_of_one_dicom_slide_are_one_slide(
         slide.properties = {**slide.properties, "dicom.SeriesInstanceUID": series}
         return slide
 
-    monkeypatch.setattr("wsiseg.cli.predict_run.open_slide", open_as_dicom)
+    monkeypatch.setattr("wsiseg.cli.predict_settings.open_slide", open_as_dicom)
     for name in ("a.dcm", "b.dcm", "c.dcm"):
         (tmp_path / name).write_bytes(b"x")
     out = tmp_path / "out"
@@ -303,13 +304,36 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists() or names(tmp_path / "out") == []
 
 
-def test_a_disk_that_is_full_leaves_nothing_half_written(
+@pytest.mark.parametrize("part", ["status", "kept"])
+def test_after_a_disk_that_was_full_the_same_command_goes_on(
+    run: Run, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def full(canvas: Canvas, **entries: Any) -> None:
+        if part in entries:
+            raise CanvasError("No space left on device")
+        plain(canvas, **entries)
+
+    plain = Canvas.update_record
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Canvas, "update_record", full)
+        result = run(phantom, "--out", out)
+    assert result.code == 1
+    assert "No space left on device" in error_line(result)
+    assert names(out) == ["colon.canvas"]
+    result = run(phantom, "--out", out)
+    assert result.code == 0
+    assert "colon: continuing: 4 of 4 chunks were done" in result.out
+    assert names(out) == outputs_of("colon")
+
+
+def test_what_fails_before_anything_is_done_leaves_nothing(
     run: Run, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wsiseg.canvas.Canvas.update_record", full)
+    monkeypatch.setattr("wsiseg.canvas.Canvas.write_chunk", full)
     result = run(phantom, "--out", tmp_path / "out")
     assert result.code == 1
     assert "No space left on device" in error_line(result)
@@ -317,7 +341,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_with_one_line_and_leaves_nothing(
+def test_a_signal_ends_with_one_line_and_leaves_nothing_half_written(
     tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
     Image.new("RGB", (1500, 1400), (200, 100, 150)).save(tmp_path / "big.png")
@@ -344,7 +368,7 @@ def test_a_signal_ends_with_one_line_and_leaves_nothing(
     assert last == "wsiseg: stopped"
     assert all("tiles" in line for line in progress)
     assert stdout == ""
-    assert names(out) == []
+    assert set(names(out)) <= {"big.canvas"}, "what was done is kept"
 
 
 def test_a_slide_too_coarse_for_the_model_is_said(run: Run, tmp_path: Path) -> None:
@@ -362,19 +386,3 @@ def test_regions_too_small_for_polygons_are_said(run: Run, phantom: Path, tmp_pa
     assert f"{dropped} regions under 200 um2 are in the mask only" in result.out
     result = run(phantom, "--out", tmp_path, "--min-area", 0, "--overwrite")
     assert "in the mask only" not in result.out
-
-
-def test_a_canvas_that_takes_no_more_is_removed(
-    run: Run, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(canvas: Canvas, **entries: Any) -> None:
-        if "parameters" in entries:
-            raise CanvasError("the disk is full")
-        keep(canvas, **entries)
-
-    keep = Canvas.update_record
-    monkeypatch.setattr(Canvas, "update_record", full)
-    result = run(phantom, "--out", tmp_path)
-    assert result.code == 1
-    assert error_line(result) == "wsiseg: error: the disk is full"
-    assert names(tmp_path) == []

@@ -1,11 +1,12 @@
 """Inputs to slides, their output names, and failures that stay with their slide."""
 
+import zlib
 from pathlib import Path
 
 import pytest
 
-from wsiseg.errors import SlideError, UsageError
-from wsiseg.inference.cohort import Task, collect, run_tasks
+from wsiseg.errors import LeaseLostError, SlideError, UsageError
+from wsiseg.inference.cohort import Outcome, Task, collect, run_tasks
 
 SUFFIXES = frozenset({".svs", ".tif", ".png"})
 
@@ -112,26 +113,42 @@ def test_each_slide_once_and_shared_stems_get_a_digest(tmp_path: Path) -> None:
 def test_one_failure_does_not_stop_the_others() -> None:
     errors = {
         "a": SlideError("a.svs: broken"),
+        "e": zlib.error("bad stream"),
+        "f": KeyError("tag"),
+        "g": LeaseLostError("g.lock: lost"),
         "b": OSError(28, "No space left on device"),
         "c": RuntimeError("CUDA error: bad\nmore\nlines"),
         "d": MemoryError(),
     }
     done = []
 
-    def work(task: Task) -> None:
+    def work(task: Task) -> Outcome:
         if task.stem in errors:
             raise errors[task.stem]
         done.append(task.stem)
+        return Outcome(task, "ok")
 
-    tasks = [Task(Path(f"{s}.svs"), s) for s in "abxcdy"]
+    tasks = [Task(Path(f"{s}.svs"), s) for s in "abxcdyefg"]
     results = list(run_tasks(tasks, work))
     assert done == ["x", "y"]
-    assert [r is None for r in results] == [False, False, True, False, False, True]
-    reasons = [r.reason for r in results if r is not None]
+    statuses = [r.status for r in results if r is not None]
+    failed = "failed"
+    assert statuses[:6] == [failed, failed, "ok", failed, failed, "ok"]
+    assert statuses[6:] == [failed, failed, "running elsewhere"]
+    reasons = [r.error for r in results if r is not None and r.error]
     assert reasons[0] == "a.svs: broken"
     assert reasons[1] == "b.svs: No space left on device"
     assert reasons[2] == "c.svs: RuntimeError: CUDA error: bad"
     assert reasons[3].startswith("d.svs: out of memory")
+    assert reasons[4:] == ["e.svs: error: bad stream", "f.svs: KeyError: 'tag'", "g.lock: lost"]
+
+
+def test_the_names_of_the_files_of_the_run_are_not_taken(tmp_path: Path) -> None:
+    touch(tmp_path, "run.svs", "runs.svs", "Run.ome.tif")
+    stems = sorted(t.stem for t in collect([str(tmp_path)], suffixes=SUFFIXES))
+    assert [len(s) for s in stems] == [12, 12, 4]
+    assert stems[0].startswith("Run-")
+    assert stems[1].startswith("run-")
 
 
 def test_an_interruption_ends_the_run() -> None:

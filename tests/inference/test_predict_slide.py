@@ -146,7 +146,7 @@ def test_short_memory_encodes_again_and_says_so(
 ) -> None:
     slide = random_slide(500, 450)
     free = predict_slide(slide, noise_model(), tmp_path / "a", options=OPTIONS)
-    monkeypatch.setattr("wsiseg.inference.predict.GIB", 1 << 11)  # one KiB: 256 bytes a tile
+    monkeypatch.setattr("wsiseg.inference.job.GIB", 1 << 11)  # one KiB: 256 bytes a tile
     model = noise_model()
     tight = predict_slide(slide, model, tmp_path / "b", options=replace(OPTIONS, memory_gib=1.0))
     timings = tight.record["timings"]

@@ -149,6 +149,27 @@ def test_background_images_come_at_their_share(tmp_path: Path) -> None:
     assert np.array_equal(patches.batch([150]).images[0], batch.images[150])
 
 
+def test_glass_covers_a_part_and_is_background() -> None:
+    background = Background.load(BackgroundConfig(glass=0.4), Touching(), mpp=1.0)
+    bare, batch = (sequence(Touching(), b).batch(range(100)) for b in (None, background))
+    changed = (batch.images != bare.images).any(axis=3)
+    covered = changed.any(axis=(1, 2))
+    assert 0.25 < covered.mean() < 0.55
+    shares = changed[covered].mean(axis=(1, 2))
+    assert 0 < shares.min() < 0.2 < 0.6 < shares.max() < 1
+    white = changed & (batch.images.min(axis=3) > 210)
+    assert white[covered].sum() > 0.9 * changed.sum()
+    thick = white & (bare.images.max(axis=3) < 100)
+    assert (batch.masks[thick] == 0).all()
+    assert not batch.borders[thick].any()
+    assert np.array_equal(batch.masks[~changed], bare.masks[~changed])
+
+
+def test_a_share_of_glass_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match=r"background\.glass 1"):
+        BackgroundConfig(glass=1.0)
+
+
 def test_background_without_a_background_class_is_refused(tmp_path: Path) -> None:
     data = stored(tmp_path)
     data.classes = Classes((TissueClass("a", (0, 0, 0)), TissueClass("b", (1, 1, 1))))

@@ -27,6 +27,13 @@ import click
     default="auto",
     show_default=True,
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["torch", "openvino"]),
+    default="torch",
+    show_default=True,
+    help="What runs the networks; openvino, for CPUs, is an extra to install.",
+)
 @click.option("--tissue", help="auto (default), none, or a mask image: where to look.")
 @click.option(
     "--coords",
@@ -66,6 +73,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     table (path[,mpp][,tissue]). Complete outputs are skipped. The exit code is 1 if some slide
     failed (the others are done), 2 if the request cannot be.
     """
-    from wsiseg.cli.predict_run import Settings, predict
+    from wsiseg.cli.predict_run import predict
+    from wsiseg.cli.predict_settings import Settings
 
     context.exit(predict(Settings(**options)))

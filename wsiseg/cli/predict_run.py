@@ -1,92 +1,28 @@
-"""What `wsiseg predict` does: glues slides, tissue, inference and outputs. Knows no algorithm."""
+"""What `wsiseg predict` does with all slides: order, locks, tables, exit code."""
 
 from __future__ import annotations
 
 import tempfile
-import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-from wsiseg.canvas import Canvas
-from wsiseg.cli.progress import Progress, format_seconds
-from wsiseg.cli.summary import summary
+from wsiseg import lease
+from wsiseg.cli.predict_settings import IMAGE_SUFFIXES, SCANNER_SUFFIXES, Settings
+from wsiseg.cli.predict_slides import Slides
 from wsiseg.errors import ModelError, OutputError, UsageError
 from wsiseg.geometry import Grid, Size
-from wsiseg.inference.cohort import Failure, Task, collect, run_tasks
-from wsiseg.inference.estimate import Speed, estimate, measure_speed
-from wsiseg.inference.predict import PredictOptions, predict_slide, prepare
+from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome, Task, collect, run_tasks
+from wsiseg.inference.engine import resolve_precision
+from wsiseg.inference.job import prepare
+from wsiseg.inference.record import versions
+from wsiseg.inference.runtime import to_openvino
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.devices import pick_device
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.outputs.files import OutputOptions, complete_outputs, write_outputs
-from wsiseg.outputs.geojson import PolygonOptions
-from wsiseg.slides.slide import Slide, open_slide
-from wsiseg.slides.tissue import TissueMask, find_tissue
-
-SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".dcm", ".vms", ".vmu", ".svslide")
-IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".png", ".jpg", ".jpeg")
-COARSE = 1.5
-"""Slides whose mpp is over this many times the model's lack what the model looks at."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of the command, named as there."""
-
-    inputs: tuple[str, ...]
-    out: Path
-    model: str
-    mpp: float | None
-    overlap: int
-    batch_size: int | None
-    workers: int | None
-    device: str
-    precision: str
-    tissue: str | None
-    coords: str
-    min_area: float | None
-    tolerance: float | None
-    all_classes: bool
-    gzip: bool
-    overwrite: bool
-    keep_canvas: bool
-    dry_run: bool
-    seed: int
-    tta: bool
-    memory: float
-    backend: Any
-
-    def predict_options(self) -> PredictOptions:
-        """The part that inference takes."""
-        return PredictOptions(
-            overlap_px=self.overlap,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            memory_gib=self.memory,
-            precision=self.precision,
-            seed=self.seed,
-            tta=self.tta,
-        )
-
-    def output_options(self) -> OutputOptions:
-        """The part that the outputs take; what was not given keeps its default."""
-        given = {"min_area_um2": self.min_area, "tolerance_um": self.tolerance}
-        chosen: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        polygons = PolygonOptions(all_classes=self.all_classes, gzip=self.gzip, **chosen)
-        return OutputOptions(polygons=polygons)
-
-    def tissue_of(self, task: Task) -> str:
-        """Tissue mode or mask file for a slide: the option, then the table, then auto."""
-        return self.tissue or task.tissue or "auto"
-
-    def open(self, task: Task) -> Slide:
-        """The slide of a task."""
-        mpp = self.mpp if self.mpp is not None else task.mpp
-        crop = self.coords == "qupath"
-        return open_slide(task.path, backend=self.backend, mpp=mpp, crop_to_bounds=crop)
+from wsiseg.outputs.run_files import Row, RunFiles, check_folder
 
 
 def predict(settings: Settings) -> int:
@@ -105,16 +41,91 @@ def predict(settings: Settings) -> int:
         raise UsageError(f"--mpp {settings.mpp}: must be from 0.01 to 1000 um per pixel")
     if not settings.dry_run:
         _check_folder(settings.out)
-    segmenter = _load(settings)
-    prepare(Grid.at_mpp(Size(1, 1), 1.0, 1.0), segmenter, options=options)
-    run = _Run(settings, segmenter, options)
-    failures = []
-    for result in run_tasks(tasks, run.dry if settings.dry_run else run.slide):
-        if result is not None:
-            click.echo(f"wsiseg: error: {result.reason}", err=True)
-            failures.append(result)
-    _sum_up(tasks, failures)
-    return 1 if failures else 0
+        check_folder(settings.out)
+        lease.sweep(settings.out)
+    slides = Slides(settings, _load(settings), options, lease.Locks(lease_s=lease.LEASE_S))
+    slides.note_outputs(tasks)
+    prepare(Grid.at_mpp(Size(1, 1), 1.0, 1.0), slides.segmenter, options=options)
+    if settings.dry_run:
+        outcomes = list(_told(run_tasks(tasks, slides.dry)))
+    else:
+        outcomes = _work(tasks, slides)
+    failed = [o for o in outcomes if o.status == FAILED]
+    _sum_up(tasks, failed)
+    return 1 if failed else 0
+
+
+def _work(tasks: list[Task], slides: Slides) -> list[Outcome]:
+    """Do the slides, first those that no other process has in hand, then look again at the rest.
+
+    What becomes of each is written to the folder's table at once.
+    """
+    table = _Table(slides)
+    waiting: list[Task] = []
+    outcomes = []
+    for outcome in _told(run_tasks(tasks, partial(slides.work, patient=False))):
+        if outcome.status == ELSEWHERE:
+            waiting.append(outcome.task)
+        else:
+            outcomes.append(outcome)
+            table.add(outcome)
+    for outcome in _told(run_tasks(waiting, partial(slides.work, patient=True))):
+        outcomes.append(outcome)
+        table.add(outcome)
+        if outcome.status == ELSEWHERE:
+            click.echo(f"{outcome.task.stem}: {ELSEWHERE} ({outcome.error}), left to it")
+    table.end()
+    return outcomes
+
+
+def _told(outcomes: Iterator[Outcome | None]) -> Iterator[Outcome]:
+    """The outcomes that there are; of failures a line is printed."""
+    for outcome in outcomes:
+        if outcome is not None:
+            if outcome.status == FAILED:
+                click.echo(f"wsiseg: error: {outcome.error}", err=True)
+            yield outcome
+
+
+class _Table:
+    """The files about the run in the output folder; what cannot be written there ends nothing."""
+
+    def __init__(self, slides: Slides) -> None:
+        settings, info, locks = slides.settings, slides.segmenter.info, slides.locks
+        about = {
+            "command": settings.as_record(),
+            "model": {"name": info.name, "sha256": info.sha256, "licence": info.licence},
+            "versions": versions(),
+        }
+        lock = partial(locks.wait, settings.out / ".run.lock")
+        self._files = RunFiles(settings.out, about=about, lock=lock)
+        self._warned = ""
+
+    def add(self, outcome: Outcome) -> None:
+        """Put a slide in."""
+        task = outcome.task
+        row = Row(
+            task.path,
+            task.stem,
+            outcome.status,
+            outcome.seconds,
+            outcome.areas_mm2,
+            outcome.error,
+            weak=outcome.earlier or outcome.status == ELSEWHERE,
+        )
+        self._try(partial(self._files.add, row))
+
+    def end(self) -> None:
+        """Say that the run has ended."""
+        self._try(self._files.end)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OutputError as e:
+            if str(e) != self._warned:
+                click.echo(f"wsiseg: warning: {e}", err=True)
+            self._warned = str(e)
 
 
 def _load(settings: Settings) -> Segmenter:
@@ -122,7 +133,11 @@ def _load(settings: Settings) -> Segmenter:
         pick_device(settings.device)
     except ModelError as e:
         raise UsageError(str(e)) from e
-    return load_model(settings.model, device=settings.device)
+    segmenter = load_model(settings.model, device=settings.device)
+    if settings.runtime == "torch":
+        return segmenter
+    precision = resolve_precision(settings.precision, segmenter.device)
+    return to_openvino(segmenter, precision=precision)
 
 
 def _check_folder(folder: Path) -> None:
@@ -137,157 +152,9 @@ def _check_folder(folder: Path) -> None:
         ) from e
 
 
-def _sum_up(tasks: list[Task], failures: list[Failure]) -> None:
+def _sum_up(tasks: list[Task], failures: list[Outcome]) -> None:
     if len(tasks) < 2 or not failures:
         return
     click.echo(f"{len(failures)} of {len(tasks)} slides failed:", err=True)
     for failure in failures:
         click.echo(f"  {failure.task.path}", err=True)
-
-
-@dataclass
-class _Run:
-    """The command at work on one slide after the other."""
-
-    settings: Settings
-    segmenter: Segmenter
-    options: PredictOptions
-    _series: dict[str, Path] = field(default_factory=dict)
-    _speed: Speed | None = None
-
-    def slide(self, task: Task) -> None:
-        """Segment one slide and write its outputs."""
-        settings, out = self.settings, self.settings.out
-        with settings.open(task) as slide:
-            if self._is_known(slide, task):
-                return
-            if not settings.overwrite and self._is_done(slide, task):
-                click.echo(
-                    f"{task.stem}: outputs are complete, skipped (--overwrite makes them again)"
-                )
-                return
-            self._warn(slide, task)
-            began = time.perf_counter()
-            canvas = self._canvas(slide, task)
-        try:
-            self._note_tissue(canvas, task)
-            self._warn_stain(canvas, task)
-            written = write_outputs(canvas, out, task.stem, settings.output_options())
-        finally:
-            if not settings.keep_canvas:
-                canvas.remove()
-        click.echo(summary(canvas, written, seconds=time.perf_counter() - began))
-        if settings.keep_canvas:
-            click.echo(f"  kept {canvas.path}")
-
-    def dry(self, task: Task) -> None:
-        """Say what would be done with one slide."""
-        with self.settings.open(task) as slide:
-            if self._is_known(slide, task):
-                return
-            self._warn(slide, task)
-            grid = slide.grid(self.segmenter.info.mpp)
-            tissue = self._tissue(slide, task)
-            job = prepare(grid, self.segmenter, options=self.options, tissue=tissue)
-            self._speed = self._speed or measure_speed(job.engine)
-            cost = estimate(job, self._speed)
-            level = slide.best_level(grid)
-            downsample = slide.level_downsamples[level]
-        area = "whole slide" if tissue is None else f"{100 * tissue.fraction:.1f}% of the slide"
-        again = f", {cost.recomputed} of them again for lack of --memory" * bool(cost.recomputed)
-        rows = [
-            ("size", f"{slide.size.width} x {slide.size.height} px at {slide.mpp:.4g} um/px"),
-            ("mpp from", slide.mpp_source),
-            ("level read", f"{level} (downsample {downsample:.4g})"),
-            ("grid", f"{grid.size.width} x {grid.size.height} px at {grid.mpp:.4g} um/px"),
-            ("tissue", f"{area} ({self.settings.tissue_of(task)})"),
-            ("windows", f"{cost.windows} of {job.layout.window_px} px"),
-            ("tiles", f"{cost.tiles} ({cost.tiles_without_sharing} without sharing){again}"),
-            ("memory", f"about {cost.memory_gib:.2f} GiB beside the libraries"),
-            ("time", f"about {format_seconds(cost.seconds)} of the model, measured just now"),
-        ]
-        click.echo(f"{task.path}")
-        for name, text in rows:
-            click.echo(f"  {name:<11} {text}")
-
-    def _canvas(self, slide: Slide, task: Task) -> Canvas:
-        tissue = self._tissue(slide, task)
-        progress = Progress(task.stem)
-        try:
-            canvas = predict_slide(
-                slide,
-                self.segmenter,
-                self.settings.out / f"{task.stem}.canvas",
-                options=self.options,
-                tissue=tissue,
-                progress=progress,
-            )
-        finally:
-            progress.close()
-        return canvas
-
-    def _note_tissue(self, canvas: Canvas, task: Task) -> None:
-        """Record the tissue mode, or the name of the mask file."""
-        mode = self.settings.tissue_of(task)
-        mode = mode if mode in ("auto", "none") else Path(mode).name
-        canvas.update_record(parameters={**canvas.record["parameters"], "tissue": mode})
-
-    def _tissue(self, slide: Slide, task: Task) -> TissueMask | None:
-        mode = self.settings.tissue_of(task)
-        return None if mode == "none" else find_tissue(slide, mode)
-
-    def _is_done(self, slide: Slide, task: Task) -> bool:
-        """Whether complete outputs of this slide and model are there.
-
-        Raises:
-            OutputError: they are of another slide, resolution or model.
-        """
-        sidecar = complete_outputs(self.settings.out, task.stem)
-        if sidecar is None:
-            return False
-        own: dict[str, dict[str, Any]] = {
-            "slide": {"quickhash": slide.quickhash, "mpp": slide.mpp},
-            "model": {"sha256": self.segmenter.info.sha256},
-        }
-        for what, wanted in own.items():
-            found = sidecar.get(what)
-            for key, value in wanted.items():
-                if not isinstance(found, dict) or found.get(key) != value:
-                    raise OutputError(
-                        f"{self.settings.out / task.stem}.json: these are outputs of another {what}"
-                        f" ({key} differs); choose another --out, or --overwrite them"
-                    )
-        return True
-
-    def _is_known(self, slide: Slide, task: Task) -> bool:
-        """Whether another file of the same DICOM series was taken already; says so."""
-        series = slide.properties.get("dicom.SeriesInstanceUID")
-        if series is None:
-            return False
-        first = self._series.setdefault(series, task.path)
-        if first == task.path:
-            return False
-        click.echo(f"{task.stem}: the same DICOM slide as {first.name}, skipped")
-        return True
-
-    def _warn_stain(self, canvas: Canvas, task: Task) -> None:
-        """Say where a model's stain normalisation could not be done."""
-        if canvas.record["status"] == "ok" and (
-            canvas.record["parameters"].get("stain_matrix", ()) is None
-        ):
-            click.echo(
-                f"wsiseg: warning: {task.path}: too little tissue, or stains unlike H&E: not "
-                "normalised to the model's stains",
-                err=True,
-            )
-
-    def _warn(self, slide: Slide, task: Task) -> None:
-        model = self.segmenter.info
-        lines = list(slide.warnings)
-        if slide.mpp > COARSE * model.mpp:
-            lines.append(
-                f"{slide.mpp:.4g} um per pixel is too coarse for model {model.name}, which sees "
-                f"{model.mpp:g}: the result will mean little"
-            )
-        for line in lines:
-            click.echo(f"wsiseg: warning: {task.path}: {line}", err=True)

@@ -21,6 +21,8 @@ import numpy.typing as npt
 from wsiseg.classes import Colour
 from wsiseg.errors import DatasetError
 
+_MAX_BYTES = 1 << 29
+"""Of the text of a file, unpacked. As JSON it takes ten times as much memory."""
 F64 = npt.NDArray[np.float64]
 Rings = tuple[F64, ...]
 
@@ -59,15 +61,19 @@ def read_annotations(path: Path) -> list[Annotation]:
 
 def _load(path: Path) -> Any:
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-        return json.loads(text)
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) <= _MAX_BYTES:
+            return json.loads(data.decode("utf-8-sig"))
     except (OSError, EOFError, zlib.error) as e:
         raise DatasetError(f"{path}: cannot be read ({e})") from e
+    except MemoryError as e:
+        raise DatasetError(f"{path}: does not fit into memory; export fewer objects") from e
     except (ValueError, RecursionError) as e:
         raise DatasetError(
             f"{path}: not JSON ({e}); export the annotations from QuPath as GeoJSON again"
         ) from e
+    raise DatasetError(f"{path}: over {_MAX_BYTES >> 20} MiB of text; export fewer objects")
 
 
 def _features(path: Path, data: Any) -> list[Any]:
@@ -87,31 +93,38 @@ def _annotation(path: Path, number: int, feature: Mapping[str, Any]) -> Annotati
     geometry = feature.get("geometry") or {}
     if not isinstance(properties, Mapping) or not isinstance(geometry, Mapping):
         raise DatasetError(f"{path}: feature {number} is not a GeoJSON feature")
-    old = str(feature.get("id", "")).removeprefix("Path").removesuffix("Object").lower()
+    old = _text(feature.get("id")).removeprefix("Path").removesuffix("Object").lower()
     kind = properties.get("objectType") or (
         old if old in ("detection", "cell", "tile") else "annotation"
     )
     name, colour = _classification(properties.get("classification"))
     try:
         polygons = tuple(_polygons(geometry))
-    except (TypeError, ValueError, LookupError, OverflowError) as e:
+    except (TypeError, ValueError, LookupError, OverflowError, AttributeError) as e:
         raise DatasetError(f"{path}: feature {number} has coordinates that cannot be ({e})") from e
-    label = str(properties.get("name") or "").strip()
-    return Annotation(number, str(kind), label, name, colour, polygons)
+    except RecursionError as e:
+        raise DatasetError(f"{path}: feature {number} is nested too deeply") from e
+    label = _text(properties.get("name"))
+    return Annotation(number, _text(kind), label, name, colour, polygons)
 
 
 def _classification(value: Any) -> tuple[str, Colour | None]:
     """(name, colour) of a classification in any form that QuPath has written."""
     if not isinstance(value, Mapping):
-        return str(value or "").strip(), None
+        return _text(value), None
     names = value.get("names")
-    name = ": ".join(map(str, names)) if isinstance(names, list) else str(value.get("name") or "")
+    name = ": ".join(map(_text, names)) if isinstance(names, list) else _text(value.get("name"))
     colour, packed = value.get("color"), value.get("colorRGB")
     if isinstance(packed, int) and not isinstance(colour, list):
         colour = [packed >> 16 & 255, packed >> 8 & 255, packed & 255]
     if isinstance(colour, list) and len(colour) >= 3 and all(_is_byte(c) for c in colour[:3]):
         return name.strip(), (colour[0], colour[1], colour[2])
     return name.strip(), None
+
+
+def _text(value: Any) -> str:
+    """A text or number without the space around it; "" of anything else, which is no name."""
+    return str(value).strip() if isinstance(value, str | int | float) and value else ""
 
 
 def _is_byte(value: Any) -> bool:

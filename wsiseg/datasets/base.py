@@ -13,6 +13,7 @@ from PIL import Image
 
 from wsiseg.classes import IGNORE, Classes
 from wsiseg.errors import DatasetError, UsageError
+from wsiseg.slides.image_file import ImageFileError, open_image
 
 UInt8 = npt.NDArray[np.uint8]
 Int32 = npt.NDArray[np.int32]
@@ -84,6 +85,21 @@ def rgb(image: Image.Image) -> UInt8:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
+
+
+def load_image(path: Path, *, pixels: bool = True) -> Image.Image:
+    """An image file; without `pixels` only its header is read.
+
+    Raises:
+        DatasetError: it is missing, no image, damaged or too large.
+    """
+    try:
+        with open_image(path) as image:
+            if pixels:
+                image.load()
+            return image
+    except (ImageFileError, FileNotFoundError) as e:
+        raise DatasetError(f"{path}: not a readable image ({e})") from e
 
 
 class Subset(LabelledDataset):

@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 from wsiseg.classes import IGNORE
 from wsiseg.errors import DatasetError
 from wsiseg.geometry import Size
+from wsiseg.slides.image_file import MAX_IMAGE_PX
 from wsiseg.slides.resample import axis_taps, resample
 
 UInt8 = npt.NDArray[np.uint8]
@@ -257,4 +258,7 @@ def _opened(path: Path) -> Iterator[PngImageFile]:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as e:
         raise DatasetError(f"{path}: not a readable PNG ({e}); download it again") from e
     with png:
+        width, height = png.size
+        if width * height > MAX_IMAGE_PX:
+            raise DatasetError(f"{path}: {width} x {height} px, which no region of BCSS has")
         yield png

@@ -10,10 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from wsiseg.classes import IGNORE, Classes, TissueClass
-from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8, rgb
+from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8, load_image, rgb
 from wsiseg.errors import ConfigError, DatasetError, UsageError
 
 _MAX_VALUE = 65535
@@ -162,7 +161,7 @@ class FolderDataset(LabelledDataset):
         """(H, W) mask of an image, without reading the image's pixels."""
         path = self._masks[index]
         raw = _read_labels(path)
-        width, height = _load(self.paths[index], pixels=False).size
+        width, height = load_image(self.paths[index], pixels=False).size
         _check_size(path, raw.shape, self.paths[index], (height, width))
         known = (raw >= 0) & (raw <= _MAX_VALUE)
         labels = np.where(known, self._labels[np.where(known, raw, 0)], _UNKNOWN)
@@ -231,22 +230,8 @@ def _label_table(config: FolderConfig) -> npt.NDArray[np.int16]:
     return table
 
 
-def _load(path: Path, *, pixels: bool = True) -> Image.Image:
-    """An image; without `pixels` only its header is read."""
-    try:
-        with Image.open(path) as image:
-            if pixels:
-                image.load()
-            return image
-    except (
-        *(OSError, UnidentifiedImageError, Image.DecompressionBombError),
-        *(ValueError, SyntaxError),  # what Pillow raises for some damaged files
-    ) as e:
-        raise DatasetError(f"{path}: not a readable image ({e})") from e
-
-
 def _read_rgb(path: Path) -> UInt8:
-    image = _load(path)
+    image = load_image(path)
     if image.mode.startswith(("I", "F")):
         raise DatasetError(f"{path}: has more than 8 bits a channel; convert it to 8-bit RGB")
     return rgb(image)
@@ -254,7 +239,7 @@ def _read_rgb(path: Path) -> UInt8:
 
 def _read_labels(path: Path) -> npt.NDArray[np.int64]:
     """(H, W) values of a label image: of a palette image the index, of RGB the one grey value."""
-    image = _load(path)
+    image = load_image(path)
     values = np.asarray(image)
     if values.ndim == 3:
         colours = values[..., : 1 if image.mode == "LA" else 3]

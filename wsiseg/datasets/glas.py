@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from wsiseg.classes import Classes, TissueClass
-from wsiseg.datasets.base import Int32, LabelledDataset, LabelledImage, UInt8, rgb
+from wsiseg.datasets.base import (
+    Int32,
+    LabelledDataset,
+    LabelledImage,
+    UInt8,
+    load_image,
+    rgb,
+)
 from wsiseg.errors import DatasetError, UsageError
 
 MPP = 0.62005
@@ -180,11 +187,6 @@ def _grade_class(root: Path, name: str, rows: Mapping[str, GradeRow]) -> int:
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-        return image
-    except FileNotFoundError as e:
-        raise DatasetError(f"{path}: not there; GlaS is {LAYOUT}") from e
-    except (OSError, UnidentifiedImageError) as e:
-        raise DatasetError(f"{path}: not a readable image ({e})") from e
+    if not path.exists():
+        raise DatasetError(f"{path}: not there; GlaS is {LAYOUT}")
+    return load_image(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -204,7 +205,7 @@ def _map(path: Path) -> npt.NDArray[Any]:
         return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as e:
         raise DatasetError(f"{path}: not there; PanNuke is {LAYOUT}") from e
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError, EOFError, RecursionError, TypeError, TokenError) as e:
         raise DatasetError(f"{path}: not a readable array ({e}); unpack the archive again") from e
 
 

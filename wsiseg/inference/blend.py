@@ -16,6 +16,7 @@ canvas, least recently used first, and read back bit for bit.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -133,13 +134,19 @@ class Blender:
     ) -> None:
         """Pixels outside `tissue` are written as 0 (None: all pixels are tissue).
 
+        The plan holds all windows that touch a chunk which is not done in the canvas; files that
+        an interrupted run left beside it are removed.
         Where the canvas has borders, a map of those comes after the `class_count` of the classes.
         """
         self._plan, self._classes, self._canvas = plan, class_count, canvas
         self._maps = class_count + int(canvas.has_border)
         self._tissue = tissue
-        self._left = plan.windows_per_chunk(canvas.chunk_px)
-        self._store = Accumulators(canvas.path / "spill", memory_bytes=memory_bytes)
+        counts = plan.windows_per_chunk(canvas.chunk_px)
+        self._left = {key: n for key, n in counts.items() if not canvas.is_done(*key)}
+        for left_behind in canvas.path.glob("spill*"):
+            shutil.rmtree(left_behind, ignore_errors=True)
+        folder = canvas.path / f"spill-{secrets.token_hex(4)}"
+        self._store = Accumulators(folder, memory_bytes=memory_bytes)
         self._weight = torch.from_numpy(window_weight(plan.window_px))
 
     @property
@@ -148,7 +155,7 @@ class Blender:
         return self._store.spilled
 
     def add(self, probabilities: Tensor, windows: Sequence[Point]) -> None:
-        """Add windows, each exactly once, in any order.
+        """Add windows, each exactly once, in any order; to chunks that are done they add nothing.
 
         Args:
             probabilities: (B, C[+1], window, window) float32 on any device, finite.
@@ -159,7 +166,8 @@ class Blender:
         """
         for values, place in zip(probabilities.float().cpu(), windows, strict=True):
             for key in self._plan.window_chunks(place, self._canvas.chunk_px):
-                self._add_to_chunk(key, values, place)
+                if key in self._left:
+                    self._add_to_chunk(key, values, place)
 
     def finish(self) -> None:
         """End the work: every window of the plan has been added.

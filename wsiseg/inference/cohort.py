@@ -8,17 +8,33 @@ from __future__ import annotations
 import csv
 import glob
 import hashlib
+import os
 import re
+import struct
+import time
+import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wsiseg.errors import UsageError, WsisegError
+from wsiseg.errors import LeaseLostError, UsageError, WsisegError
 
 LISTS = (".txt", ".csv")
 OWN_OUTPUTS = (".mask.ome.tif", ".overview.png")
 COLUMNS = ("path", "mpp", "tissue")
+FAILED, ELSEWHERE = "failed", "running elsewhere"
+_MAX_LIST_BYTES = 64 << 20
+"""Of a list or table: a hundred thousand paths take a tenth of it."""
+_MAX_LINE = 20_000
+"""Characters of a line of one; a path has at most 4096, and csv takes no cell over 131072."""
+RESERVED = ("run", ".run")
+"""Stems that are those of files of the run itself."""
+_OF_LIBRARIES = (
+    *(RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError),
+    *(AssertionError, EOFError, BufferError, SyntaxError, struct.error, zlib.error),
+)
+"""What libraries that read files raise where the files are damaged."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +55,24 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A slide that could not be done, and why, in one line."""
+class Outcome:
+    """What became of a slide.
+
+    Attributes:
+        task: the slide.
+        status: "ok", "no tissue", `FAILED` or `ELSEWHERE`.
+        seconds: that it took, None where that is not known.
+        areas_mm2: square millimetres by class.
+        error: why it failed, or where it is worked on, in one line.
+        earlier: whether an earlier run or another process made the outputs.
+    """
 
     task: Task
-    reason: str
+    status: str
+    seconds: float | None = None
+    areas_mm2: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+    earlier: bool = False
 
 
 def collect(inputs: Sequence[str], *, suffixes: Collection[str]) -> list[Task]:
@@ -69,29 +98,38 @@ def collect(inputs: Sequence[str], *, suffixes: Collection[str]) -> list[Task]:
     tasks: dict[Path, Task] = {}
     for text in inputs:
         for task in _expand(text, suffixes):
-            tasks.setdefault(task.path.resolve(), task)
+            tasks.setdefault(Path(os.path.realpath(task.path)), task)
     return _with_stems(list(tasks.values()))
 
 
-def run_tasks(tasks: Iterable[Task], work: Callable[[Task], None]) -> Iterator[Failure | None]:
-    """Do the work on each task; gives None for one that is done, else its failure.
+def run_tasks(
+    tasks: Iterable[Task], work: Callable[[Task], Outcome | None]
+) -> Iterator[Outcome | None]:
+    """Do the work on each task; gives what it gives, or how it failed.
 
     Only errors that can be a slide's or the machine's are caught; an interruption ends the run.
     """
     for task in tasks:
+        began = time.monotonic()
         try:
-            work(task)
-        except WsisegError as e:
-            yield Failure(task, str(e))
-        except OSError as e:
-            yield Failure(task, f"{task.path}: {e.strerror or e}")
-        except MemoryError:
-            yield Failure(task, f"{task.path}: out of memory; try a lower --memory or --batch-size")
-        except (RuntimeError, ValueError) as e:
-            first = (str(e).strip().splitlines() or [""])[0]
-            yield Failure(task, f"{task.path}: {type(e).__name__}: {first}")
-        else:
-            yield None
+            outcome = work(task)
+        except LeaseLostError as e:
+            outcome = Outcome(task, ELSEWHERE, error=str(e))
+        except (WsisegError, OSError, MemoryError, *_OF_LIBRARIES) as e:
+            outcome = Outcome(task, FAILED, time.monotonic() - began, error=_reason(task, e))
+        yield outcome
+
+
+def _reason(task: Task, error: BaseException) -> str:
+    """Why a slide failed, in one line."""
+    if isinstance(error, WsisegError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{task.path}: {error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return f"{task.path}: out of memory; try a lower --memory or --batch-size"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{task.path}: {type(error).__name__}: {first}"
 
 
 def _expand(text: str, suffixes: Collection[str]) -> list[Task]:
@@ -131,9 +169,14 @@ def _folder(path: Path, suffixes: Collection[str]) -> list[Task]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open("rb") as file:
+            data = file.read(_MAX_LIST_BYTES + 1)
+        lines = data.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"{path}: cannot read the list ({e})") from e
+    if len(data) > _MAX_LIST_BYTES or any(len(s) > _MAX_LINE or "\0" in s for s in lines):
+        raise UsageError(f"{path}: not a list of slides; give a text file with a path a line")
+    return lines
 
 
 def _text_list(path: Path) -> list[Task]:
@@ -178,8 +221,8 @@ def _number(text: str | None, where: str) -> float | None:
 
 
 def _with_stems(tasks: list[Task]) -> list[Task]:
-    """Tasks with output names; slides that share one get a digest of their path."""
-    counts = Counter(_stem(task.path).casefold() for task in tasks)
+    """Tasks with output names; where slides share one, or it is reserved, with a digest."""
+    counts = Counter([*RESERVED, *RESERVED, *(_stem(task.path).casefold() for task in tasks)])
     return [replace(t, stem=_unique_stem(t.path, counts)) for t in tasks]
 
 
@@ -187,7 +230,9 @@ def _unique_stem(path: Path, counts: Counter[str]) -> str:
     stem = _stem(path)
     if counts[stem.casefold()] == 1:
         return stem
-    digest = hashlib.sha256(path.resolve().as_posix().encode()).hexdigest()
+    digest = hashlib.sha256(
+        Path(os.path.realpath(path)).as_posix().encode(errors="surrogateescape")
+    ).hexdigest()
     return f"{stem}-{digest[:8]}"
 
 

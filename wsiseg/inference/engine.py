@@ -24,6 +24,7 @@ from wsiseg.errors import ModelError, UsageError
 from wsiseg.geometry import Point
 from wsiseg.inference.features import FeatureStore, Schedule, groups
 from wsiseg.inference.plan import Plan
+from wsiseg.inference.runtime import CompiledExtractor
 from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
 
@@ -81,6 +82,7 @@ class Engine:
     Attributes:
         segmenter: the model.
         precision: "fp32", "bf16" or "fp16".
+        runtime: "torch", or "openvino" for a segmenter of `to_openvino`.
         dtype: the type in which features are kept.
         device: where it runs.
     """
@@ -90,6 +92,8 @@ class Engine:
         self.segmenter = segmenter.eval()
         self.device = segmenter.device
         self.precision = resolve_precision(precision, self.device)
+        compiled = isinstance(segmenter.extractor, CompiledExtractor)
+        self.runtime = "openvino" if compiled else "torch"
         self.dtype = DTYPES[self.precision]
         self._seed = seed
 

@@ -12,7 +12,8 @@ from wsiseg.geometry import Point
 from wsiseg.inference.blend import accumulator_bytes
 from wsiseg.inference.engine import Engine
 from wsiseg.inference.features import FeatureStore, tile_bytes
-from wsiseg.inference.predict import CHUNK_PX, Job
+from wsiseg.inference.job import Job
+from wsiseg.inference.predict import CHUNK_PX
 
 
 @dataclass(frozen=True)

@@ -2,137 +2,62 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from wsiseg.canvas import Canvas
-from wsiseg.errors import CanvasError, UsageError
-from wsiseg.geometry import Grid
+from wsiseg.errors import CanvasError, ModelError
 from wsiseg.inference.blend import Blender
 from wsiseg.inference.contracts import Progress, SlideLike, TissueLike
-from wsiseg.inference.engine import (
-    BATCH_CPU,
-    BATCH_GPU,
-    Engine,
-    Stopwatch,
-    WindowFeatures,
-)
-from wsiseg.inference.features import Schedule, groups, schedule, tile_bytes
+from wsiseg.inference.engine import Stopwatch, WindowFeatures
+from wsiseg.inference.features import groups
+from wsiseg.inference.job import Job, PredictOptions, prepare
 from wsiseg.inference.normalise import stain_parameters
 from wsiseg.inference.objects import make_objects, wants_objects
-from wsiseg.inference.plan import Plan, plan
 from wsiseg.inference.reader import TileReader
-from wsiseg.inference.record import slide_record, versions
+from wsiseg.inference.record import slide_record, timings, versions
+from wsiseg.inference.resume import (
+    identity,
+    plan_left,
+    schedule_left,
+    take_up,
+    windows_left,
+)
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.models.views import ViewedSegmenter
 
-GIB = 1 << 30
 THUMBNAIL_PX = 1600
 CHUNK_PX = 512
-WORKERS = 4
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How a slide is worked through; only overlap, precision, seed and tta change what is computed.
-
-    The resolution, the window and the classes are the model's and cannot be chosen.
-    """
-
-    overlap_px: int = 256
-    """Pixels that neighbouring windows have in common, 0..window - 1. Where window - overlap is a
-    multiple of the tile, windows share tiles and overlap costs next to nothing."""
-    batch_size: int | None = None
-    """Tiles encoded at a time; None takes 4 on a CPU and 64 on other devices. On a CPU results are
-    the same bit for bit whatever it is; elsewhere sums may be rounded differently."""
-    workers: int | None = None
-    """Threads that read the slide; None takes one a processor, at most 4."""
-    memory_gib: float = 1.0
-    """Memory for what is kept between windows: half for tile features (on a CUDA device: a quarter
-    of its free memory instead), half for the sums of unfinished chunks. More than fits is encoded
-    again or kept in files; the result is the same."""
-    precision: str = "auto"
-    """"auto", "fp32", "bf16" or "fp16"; auto is bf16 on CUDA and fp32 elsewhere."""
-    seed: int = 0
-    """Seed of the noise that diffusion features are read at."""
-    tta: bool = False
-    """Whether to average over the eight flips and quarter turns, at eight times the cost."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch size {self.batch_size}: must be at least 1")
-        if self.workers is not None and self.workers < 1:
-            raise UsageError(f"{self.workers} workers: must be at least 1")
-        if not 0.01 <= self.memory_gib <= 4096:
-            raise UsageError(f"memory of {self.memory_gib} GiB: must be from 0.01 to 4096")
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """Everything that is settled before the first tile is read.
+class Work:
+    """A slide that is ready to be worked through.
 
     Attributes:
-        layout: windows and tiles.
-        loads: what is encoded when; None where there are no windows.
-        engine: the model at its precision.
-        batch_size: tiles encoded at a time.
-        group: windows classified at a time.
-        workers: reader threads.
-        blend_bytes: memory for unfinished chunks.
+        slide: the open slide.
+        job: what is left to do.
+        canvas: its canvas.
+        pictures: thumbnail and tissue, for the canvas.
+        tissue: where to look.
+        note: in one line, that an interrupted run is continued, or why not; else empty.
+        continued: chunks that were done already.
+        keep: whether the canvas is left for another run where this one is interrupted.
+        watch: the clock, which runs.
     """
 
-    layout: Plan
-    loads: Schedule | None
-    engine: Engine
-    batch_size: int
-    group: int
-    workers: int
-    blend_bytes: int
-
-
-def prepare(
-    grid: Grid,
-    segmenter: Segmenter,
-    *,
-    options: PredictOptions,
-    tissue: TissueLike | None = None,
-) -> Job:
-    """Settle windows, batches and memory for a slide's grid.
-
-    Raises:
-        UsageError: an overlap, precision or size that cannot be.
-        ModelError: a window that is not a whole number of tiles.
-    """
-    info = segmenter.info
-    if options.tta:
-        segmenter = ViewedSegmenter(segmenter)
-    engine = Engine(segmenter, precision=options.precision, seed=options.seed)
-    layout = plan(
-        grid,
-        tissue,
-        window_px=info.window_px,
-        tile_px=info.tile_px,
-        overlap_px=options.overlap_px,
-    )
-    on_cpu = engine.device.type == "cpu"
-    batch_size = options.batch_size or (BATCH_CPU if on_cpu else BATCH_GPU)
-    half = int(options.memory_gib * GIB / 2)
-    room = torch.cuda.mem_get_info(engine.device)[0] // 4 if engine.device.type == "cuda" else half
-    capacity = max(1, room // tile_bytes(segmenter, engine.dtype))
-    return Job(
-        layout=layout,
-        loads=schedule(layout, capacity=capacity) if len(layout.windows) else None,
-        engine=engine,
-        batch_size=batch_size,
-        group=1 if on_cpu else max(1, batch_size // layout.window_tiles.shape[1]),
-        workers=options.workers or min(WORKERS, os.cpu_count() or 1),
-        blend_bytes=half,
-    )
+    slide: SlideLike
+    job: Job
+    canvas: Canvas
+    pictures: dict[str, npt.NDArray[np.uint8]]
+    tissue: TissueLike | None
+    note: str
+    continued: int
+    keep: bool
+    watch: Stopwatch
 
 
 def predict_slide(
@@ -149,7 +74,8 @@ def predict_slide(
     Args:
         slide: an open slide.
         segmenter: the model; it runs where its weights are and is left in evaluation mode.
-        canvas_path: folder for the canvas; an older canvas there is replaced.
+        canvas_path: folder for the canvas; an older canvas there is replaced, or continued where
+            the options say so.
         options: how to work; the defaults suit most slides.
         tissue: where to look, from `find_tissue(slide)`; None analyses the whole slide, glass
             included. Pixels outside are 0 in the canvas.
@@ -165,77 +91,127 @@ def predict_slide(
 
     Raises:
         UsageError: an option that cannot be.
-        SlideError: the slide cannot be read; the canvas is removed.
-        ModelError: the model gave values that are no numbers; the canvas is removed.
+        SlideError: the slide cannot be read.
+        ModelError: the model gave values that are no numbers.
         CanvasError: the canvas cannot be written, or `canvas_path` is something else.
+
+    On any error the canvas is removed. With `options.resume` it is left, where anything of it is
+    done and the error may be passing: any but a ModelError.
     """
     options = options or PredictOptions()
-    watch = Stopwatch()
-    grid = slide.grid(segmenter.info.mpp)
+    work = begin(slide, segmenter, canvas_path, options=options, tissue=tissue)
+    return carry_out(work, progress)
+
+
+def begin(
+    slide: SlideLike,
+    segmenter: Segmenter,
+    canvas_path: str | Path,
+    *,
+    options: PredictOptions,
+    tissue: TissueLike | None = None,
+) -> Work:
+    """Settle what is to be done and make or take up the canvas; see `predict_slide`."""
+    watch, info, path = Stopwatch(), segmenter.info, Path(canvas_path)
+    grid = slide.grid(info.mpp)
     job = prepare(grid, segmenter, options=options, tissue=tissue)
-    _check_target(Path(canvas_path))
+    _check_target(path)
     thumbnail = np.asarray(slide.thumbnail(THUMBNAIL_PX), np.uint8)
     with watch("read"):
-        stain = stain_parameters(slide, segmenter.info, grid, thumbnail=thumbnail, tissue=tissue)
+        stain = stain_parameters(slide, info, grid, thumbnail=thumbnail, tissue=tissue)
     record = _record(slide, job, options=options, tissue=tissue)
     record["parameters"].update(stain)
-    canvas = Canvas.create(
-        canvas_path,
-        grid=grid,
-        classes=segmenter.info.classes,
-        record=record,
+    on_cpu = job.engine.device.type == "cpu"
+    record["identity"] = identity(
+        record,
+        layout=job.layout,
+        classes=info.classes,
         chunk_px=CHUNK_PX,
-        border=segmenter.info.border,
+        tissue=tissue,
+        batches=None if on_cpu else job.loads,
     )
+    canvas, done, note = take_up(path, record["identity"]) if options.resume else (None, 0, "")
+    if canvas is None:
+        canvas = Canvas.create(
+            path,
+            grid=grid,
+            classes=info.classes,
+            record=record,
+            chunk_px=CHUNK_PX,
+            border=info.border,
+        )
+    else:
+        canvas.replace_record(record)
+    if done:
+        chunks = len(job.layout.windows_per_chunk(CHUNK_PX))
+        note = f"continuing: {done} of {chunks} chunks were done"
+        job = _left(job, canvas)
+    mask = np.ones((1, 1), np.uint8) if tissue is None else np.asarray(tissue.mask, np.uint8)
+    pictures = {"thumbnail": thumbnail, "tissue": mask}
+    return Work(slide, job, canvas, pictures, tissue, note, done, options.resume, watch)
+
+
+def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
+    """Do what `begin` settled; see `predict_slide`."""
+    canvas, job, info = work.canvas, work.job, work.job.engine.segmenter.info
     try:
-        canvas.set_image("thumbnail", thumbnail)
-        mask = np.ones((1, 1), np.uint8) if tissue is None else tissue.mask
-        canvas.set_image("tissue", np.asarray(mask, np.uint8))
+        canvas.restore_labels()
+        for name, picture in work.pictures.items():
+            canvas.set_image(name, picture)
         blender = Blender(
             job.layout,
-            len(segmenter.info.classes),
+            len(info.classes),
             canvas,
-            tissue=tissue,
+            tissue=work.tissue,
             memory_bytes=job.blend_bytes,
         )
-        report = progress or (lambda done, total: None)
-        matrix = stain.get("stain_matrix")
-        _segment(slide, job, blender, watch=watch, progress=report, stain_matrix=matrix)
-        if wants_objects(segmenter.info):
-            with watch("objects"):
-                make_objects(canvas, segmenter.info.objects)
+        try:
+            _segment(work, blender, progress or (lambda done, total: None))
+        finally:
+            blender.close()
+        if wants_objects(info):
+            with work.watch("objects"):
+                make_objects(canvas, info.objects)
         canvas.update_record(
-            status="ok" if len(job.layout.windows) else "no tissue",
-            timings=_timings(job, watch, spilled=blender.spilled),
+            status="ok" if canvas.done_count else "no tissue",
+            timings=timings(
+                work.watch,
+                loads=job.loads,
+                windows=len(job.layout.windows),
+                spilled=blender.spilled,
+                continued=work.continued,
+            ),
         )
-    except BaseException:
-        canvas.remove()
+    except BaseException as e:
+        if not work.keep or isinstance(e, ModelError) or not canvas.done_count:
+            canvas.remove()
         raise
     return canvas
 
 
-def _segment(
-    slide: SlideLike,
-    job: Job,
-    blender: Blender,
-    *,
-    watch: Stopwatch,
-    progress: Progress,
-    stain_matrix: Any,
-) -> None:
+def _left(job: Job, canvas: Canvas) -> Job:
+    """The part of a job that a canvas lacks."""
+    windows = windows_left(job.layout, canvas, group=job.group)
+    batch = 1 if job.engine.device.type == "cpu" else job.batch_size
+    loads = None if job.loads is None else schedule_left(job.loads, windows, batch=batch)
+    return replace(job, layout=plan_left(job.layout, windows), loads=loads)
+
+
+def _segment(work: Work, blender: Blender, progress: Progress) -> None:
     """The loop: read, encode, classify, blend."""
+    job, watch = work.job, work.watch
     if job.loads is None:
         blender.finish()
         return
     layout, engine = job.layout, job.engine
     features = WindowFeatures(engine, layout, job.loads, batch_size=job.batch_size, group=job.group)
     reader = TileReader(
-        slide,
+        work.slide,
         layout.grid,
         tile_px=layout.tile_px,
         workers=job.workers,
         ahead=2 * job.batch_size + job.workers,
-        stain_matrix=stain_matrix,
+        stain_matrix=work.canvas.record["parameters"].get("stain_matrix"),
     )
     progress(0, features.count)
     with reader:
@@ -262,16 +238,18 @@ def _check_target(path: Path) -> None:
 def _record(
     slide: SlideLike, job: Job, *, options: PredictOptions, tissue: TissueLike | None
 ) -> dict[str, Any]:
-    info = job.engine.segmenter.info
+    info, settings = job.engine.segmenter.info, asdict(options)
+    del settings["resume"]
     return {
         "slide": slide_record(slide),
         "model": {"name": info.name, "sha256": info.sha256, "licence": info.licence},
         "parameters": {
-            **asdict(options),
+            **settings,
             "batch_size": job.batch_size,
             "workers": job.workers,
             "precision": job.engine.precision,
             "device": str(job.engine.device),
+            **({} if job.engine.runtime == "torch" else {"runtime": job.engine.runtime}),
             "mpp": info.mpp,
             "window_px": info.window_px,
             "tile_px": info.tile_px,
@@ -279,21 +257,4 @@ def _record(
             **({"objects": asdict(info.objects)} if wants_objects(info) else {}),
         },
         "versions": versions(),
-    }
-
-
-def _timings(job: Job, watch: Stopwatch, *, spilled: int) -> dict[str, Any]:
-    total = watch.total
-    encoded = 0 if job.loads is None else len(job.loads.tiles)
-    seconds = dict.fromkeys(("read", "encode", "head", "blend"), 0.0) | watch.seconds
-    parts = {part: round(s, 3) for part, s in seconds.items()}
-    return {
-        **parts,
-        "total": round(total, 3),
-        "windows": len(job.layout.windows),
-        "tiles": encoded,
-        "tiles_distinct": len(job.layout.tiles),
-        "tiles_recomputed": 0 if job.loads is None else job.loads.recomputed,
-        "chunks_spilled": spilled,
-        "tiles_per_s": round(encoded / total, 3) if total > 0 else 0.0,
     }

@@ -1,4 +1,4 @@
-"""The parts of a prediction's record that say which slide and which versions. Knows no models."""
+"""The parts of a prediction's record that say which slide, which versions and what it took."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 
 from wsiseg import __version__
 from wsiseg.inference.contracts import SlideLike
+from wsiseg.inference.engine import Stopwatch
+from wsiseg.inference.features import Schedule
 
 
 def slide_record(slide: SlideLike) -> dict[str, Any]:
@@ -36,4 +38,24 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+    }
+
+
+def timings(
+    watch: Stopwatch, *, loads: Schedule | None, windows: int, spilled: int, continued: int
+) -> dict[str, Any]:
+    """What a run took and did; `continued` chunks were done by earlier ones."""
+    total = watch.total
+    encoded, again = (0, 0) if loads is None else (len(loads.tiles), loads.recomputed)
+    seconds = dict.fromkeys(("read", "encode", "head", "blend"), 0.0) | watch.seconds
+    return {
+        **{part: round(s, 3) for part, s in seconds.items()},
+        "total": round(total, 3),
+        "windows": windows,
+        "tiles": encoded,
+        "tiles_distinct": encoded - again,
+        "tiles_recomputed": again,
+        "chunks_spilled": spilled,
+        "chunks_continued": continued,
+        "tiles_per_s": round(encoded / total, 3) if total > 0 else 0.0,
     }

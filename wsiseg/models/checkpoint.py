@@ -28,6 +28,7 @@ from wsiseg.errors import CheckpointError, ConfigError, UsageError
 from wsiseg.models import storage, zoo
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.devices import pick_device
+from wsiseg.models.fill import fill
 from wsiseg.models.registry import (
     EXTRACTORS,
     HEADS,
@@ -183,7 +184,7 @@ def load_model(name_or_path: str | Path, *, device: str = "auto") -> Segmenter:
             segmenter = build_segmenter(config, extractor=extractor, info=info)
     except ConfigError as e:
         raise CheckpointError(f"{path}: {e}") from e
-    _fill(path, segmenter, _checked_tensors(path, metadata, shapes, _skeleton_shapes(segmenter)))
+    fill(path, segmenter, _checked_tensors(path, metadata, shapes, _skeleton_shapes(segmenter)))
     return _ready(segmenter, target)
 
 
@@ -221,7 +222,7 @@ def load_extractor(
         expected = {f"extractor.{n}": s for n, s in _skeleton_shapes(extractor).items()}
         own = {n: s for n, s in shapes.items() if n.startswith("extractor.")}
         tensors = _checked_tensors(path, metadata, own, expected)
-        _fill(path, extractor, {n.removeprefix("extractor."): tensors[n] for n in expected})
+        fill(path, extractor, {n.removeprefix("extractor."): tensors[n] for n in expected})
     extractor.requires_grad_(False)
     return extractor.eval().to(target)
 
@@ -287,14 +288,3 @@ def _checked_tensors(
             f"{path}: the extractor is not the one that the head was made for; fetch it again"
         )
     return tensors
-
-
-def _fill(path: Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors in the place of those of a module without memory."""
-    try:
-        module.load_state_dict(tensors, strict=True, assign=True)
-    except RuntimeError as e:
-        raise CheckpointError(f"{path}: {' '.join(str(e).split())}") from e
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_meta:
-            raise CheckpointError(f"{path}: tensor {name} is not stored in checkpoints")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wsiseg.config import to_mapping
+from wsiseg.config import from_mapping, to_mapping
 from wsiseg.errors import CheckpointError, ConfigError
 from wsiseg.models import zoo
 from wsiseg.models.base import FeatureExtractor
@@ -79,14 +79,17 @@ def _architecture(config: Mapping[str, Any], class_count: int) -> dict[str, Any]
     trained = "classes" in config
     names = [{"name": f"class {i + 1}", "color": [0, 0, 0]} for i in range(class_count)]
     try:
-        model = ModelConfig(**{"head": {"name": "fcn"}, "classes": names, **config})
+        model = from_mapping(ModelConfig, {"head": {"name": "fcn"}, "classes": names, **config})
         extractor = extractor_skeleton(model.extractor, whole=not trained)
         with torch.device("meta"):
             segmenter = build_segmenter(model, extractor=extractor)
     except ConfigError as e:
         raise CheckpointError(f"the model cannot be built: {e}") from e
     parts = _counts(segmenter.extractor, model.extractor["name"])
-    parts[model.head["name"]] = sum(p.numel() for p in segmenter.head.parameters())
+    name = model.head["name"]  # a denoiser's part may be called unet, too
+    parts[f"{name}_head" if name in parts else name] = sum(
+        p.numel() for p in segmenter.head.parameters()
+    )
     resolved = to_mapping(model)
     if not trained:
         resolved.pop("classes")
@@ -113,6 +116,8 @@ def feature_table(extractor: FeatureExtractor) -> list[dict[str, Any]]:
             for t in extractor.config.timesteps
             for tap in extractor.config.taps
         ]
+        first = len(blocks)
+        blocks += [(first + k, "first stage", None) for k in range(len(extractor.config.details))]
     for (tap, block, timestep), spec in zip(blocks, extractor.specs, strict=True):
         rows.append(
             {

@@ -7,7 +7,9 @@ Source: PathSegDiff's latent diffusion model, DDPM with 1000 steps and beta 0.00
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +33,12 @@ class ScheduleConfig:
     """Last beta."""
     kind: Literal["scaled_linear", "linear", "quadratic"] = "scaled_linear"
     """`linear`: betas evenly spaced; `scaled_linear` and `quadratic`: their square roots are."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ConfigError(
+                "schedule: steps must be at least 1, and 0 < beta_start <= beta_end < 1"
+            )
 
 
 def alphas_bar(config: ScheduleConfig) -> Tensor:
@@ -61,6 +69,20 @@ def p2_weight(alphas_bar: Tensor) -> Tensor:
     return 1.0 - alphas_bar
 
 
+Supply = Callable[[Sequence[Point], int, int, tuple[int, int, int]], Tensor]
+_SUPPLY: ContextVar[Supply | None] = ContextVar("noise", default=None)
+
+
+@contextmanager
+def supplied_noise(supply: Supply) -> Iterator[None]:
+    """Inside the block `place_noise` gives what `supply` does: for tracing a network."""
+    token = _SUPPLY.set(supply)
+    try:
+        yield
+    finally:
+        _SUPPLY.reset(token)
+
+
 def place_noise(
     places: Sequence[Point], seed: int, timestep: int, shape: tuple[int, int, int]
 ) -> Tensor:
@@ -78,6 +100,9 @@ def place_noise(
     Returns:
         (B, C, h, w) float32 on the CPU.
     """
+    supply = _SUPPLY.get()
+    if supply is not None:
+        return supply(places, seed, timestep, shape)
     count = int(np.prod(shape))
     pairs = -(-count // 2)
     noise = np.empty((len(places), 2 * pairs), np.float32)

@@ -31,6 +31,7 @@ from wsiseg.models.heads.linear import LinearConfig, LinearHead
 from wsiseg.models.heads.pixel_mlp import PixelMLPConfig, PixelMLPHead
 from wsiseg.models.heads.threshold import ThresholdConfig, ThresholdHead
 from wsiseg.models.heads.unet import UNetHead, UNetHeadConfig
+from wsiseg.models.limits import buildable, check_sizes, check_window
 from wsiseg.models.segmenter import ModelInfo, Segmenter
 from wsiseg.objects import ObjectsConfig
 from wsiseg.stain import read_basis
@@ -85,9 +86,7 @@ def _on_specs(
 
 EXTRACTORS: dict[str, ExtractorEntry] = {
     "pathsegdiff": ExtractorEntry(
-        PathSegDiffConfig,
-        PathSegDiffExtractor,
-        ("timesteps", "taps", "details", "conditioning"),
+        PathSegDiffConfig, PathSegDiffExtractor, ("timesteps", "taps", "details", "conditioning")
     ),
     "stain": ExtractorEntry(StainConfig, StainExtractor),
     "genselfdiff": ExtractorEntry(GenSelfDiffConfig, GenSelfDiffExtractor, ("timestep",)),
@@ -104,7 +103,6 @@ HEADS: dict[str, HeadEntry] = {
     "fcn8": HeadEntry(FCN8Config, _on_specs(FCN8Head)),
     "linear": HeadEntry(LinearConfig, _on_specs(LinearHead)),
 }
-
 
 CLASSES_ONLY = ("threshold", "pixel_mlp")
 """Heads whose outputs can only be classes."""
@@ -162,9 +160,7 @@ class ModelConfig:
             raise ConfigError(f"temperature {self.temperature}: must be above 0")
         if self.border and self.head["name"] in CLASSES_ONLY:
             raise ConfigError(f"head {self.head['name']}: has no output for borders")
-        tile = extractor["tile_px"]
-        if self.window_px <= 0 or self.window_px % tile:
-            raise ConfigError(f"window_px {self.window_px}: must be a multiple of the tile, {tile}")
+        check_window(self.window_px, extractor["tile_px"], self.resize_px)
 
 
 def resolve(
@@ -193,6 +189,7 @@ def typed_config(
     if not isinstance(name, str) or name not in table:
         raise ConfigError(f"{where}.name: {name!r} is not one of {', '.join(table)}")
     rest = {k: v for k, v in data.items() if k != "name"}
+    check_sizes(rest, where)
     return from_mapping(table[name].config, rest, where)
 
 
@@ -221,6 +218,7 @@ def with_options(config: Mapping[str, Any], options: Mapping[str, Any] | None) -
     return {**config, **(options or {})}
 
 
+@buildable("extractor")
 def build_extractor(data: Mapping[str, Any]) -> FeatureExtractor:
     """The extractor of a mapping {name, ...configuration}, with random weights.
 
@@ -250,6 +248,7 @@ def extractor_skeleton(config: Any, *, whole: bool = True) -> FeatureExtractor:
     return extractor
 
 
+@buildable("model")
 def build_segmenter(
     config: ModelConfig,
     *,

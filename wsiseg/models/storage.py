@@ -27,8 +27,13 @@ KINDS = ("segmenter", "extractor")
 """What a file can hold: extractor and head, or an extractor alone."""
 Precision = Literal["float32", "float16"]
 """How floating tensors are stored; they are float32 again when read."""
-MAX_HEADER = 100_000_000
+MAX_HEADER = 16_000_000
+"""Bytes of a header; the metadata and ten thousand tensors take half of it. As JSON it can take
+thirty times as much memory."""
 MAX_METADATA = 4_000_000
+"""Characters of the metadata."""
+MAX_DEPTH = 20
+"""Levels of nesting in the metadata; configurations have four, cards a few more."""
 
 _FOREIGN = (
     # (first bytes, what such a file is)
@@ -79,7 +84,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    text = json.dumps({"format": FORMAT, **metadata}, allow_nan=False, sort_keys=True)
+    try:
+        text = json.dumps({"format": FORMAT, **metadata}, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as e:
+        raise OutputError(f"{path}: the card holds what JSON cannot ({e}); write it as text") from e
     if len(text.encode()) > MAX_METADATA:
         raise OutputError(f"{path}: the card is over {MAX_METADATA} bytes; shorten it")
     with staged(path, also=(SafetensorError,)) as (part,):
@@ -122,7 +130,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
     metadata = _parse_metadata(path, text)
     try:
         shapes = {name: tuple(int(n) for n in t["shape"]) for name, t in header.items()}
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise CheckpointError(f"{path}: damaged header; fetch the file again") from e
     return metadata, shapes
 
@@ -150,6 +158,8 @@ def _json_header(path: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(text)
         ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
+        if not (isinstance(expected, int) and 0 < expected < 2**63):
+            raise ValueError("sizes that cannot be")
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, AttributeError) as e:
         raise CheckpointError(f"{path}: damaged header; fetch the file again") from e
     if size != expected:
@@ -179,6 +189,7 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
         metadata: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: damaged metadata; fetch the file again") from e
+    _check_depth(path, metadata)
     version = metadata.get("format") if isinstance(metadata, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path}: metadata without a format version; fetch the file again")
@@ -190,7 +201,34 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: holds {metadata.get('kind')!r}, not one of {', '.join(KINDS)}"
         )
+    _check_card(path, metadata)
     return metadata
+
+
+def _check_depth(path: Path, metadata: Any) -> None:
+    level: list[Any] = [metadata] if isinstance(metadata, dict) else []
+    for _ in range(MAX_DEPTH):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+    if level:
+        raise CheckpointError(f"{path}: metadata nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_card(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse a card whose parts that are read are not as written; the rest is for people."""
+    card = metadata.get("card")
+    if not isinstance(card, dict):
+        return  # checked with the configuration
+    images, mpp = card.get("training_images", []), None
+    pretraining, dataset = card.get("pretraining", {}), card.get("dataset", {})
+    if isinstance(pretraining, dict):
+        mpp = pretraining.get("mpp")
+    if not (
+        all(isinstance(v, dict) for v in (pretraining, dataset))
+        and (isinstance(images, list) and all(isinstance(v, str) for v in images))
+        and (mpp is None or isinstance(mpp, int | float))
+    ):
+        raise CheckpointError(f"{path}: a card that wsiseg did not write; fetch the file again")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from wsiseg.errors import CheckpointError
@@ -33,6 +34,7 @@ _DAMAGE = (  # what unpickling cut or foreign bytes can raise
     RuntimeError,
     TypeError,
     ValueError,
+    SafetensorError,  # torch.load takes any file of that suffix for one
     struct.error,
 )
 

@@ -159,7 +159,7 @@ def _from_summary(path: Path) -> list[SlideResult]:
         status = row.get("status") or "failed"
         if stem:
             error = " ".join((row.get("error") or "").split())
-            if status == "ok":  # those whose record is there are known already
+            if status in ("ok", "no tissue"):  # those whose record is there are known already
                 status, error = "damaged", f"missing: {stem}.json"
             seconds = _number(row.get("seconds"))
             results.append(SlideResult(stem, name, status, error, seconds=seconds))

@@ -17,14 +17,17 @@ TIFF_ERRORS = (
     OSError,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
+    LookupError,
     AttributeError,
     RuntimeError,
     ArithmeticError,
     AssertionError,
+    MemoryError,
+    SyntaxError,
     struct.error,
 )
+"""What libraries raise for damaged or hostile files: MemoryError where a field asks for terabytes,
+SyntaxError from the XML of a description."""
 
 
 class NotThisBackend(Exception):  # noqa: N818

@@ -12,7 +12,7 @@ from wsiseg.slides.backend_base import TIFF_ERRORS, Backend, NotThisBackend
 from wsiseg.slides.direct_backend import DirectBackend
 from wsiseg.slides.image_backend import ImageBackend
 from wsiseg.slides.openslide_backend import OpenSlideBackend
-from wsiseg.slides.tiff_check import is_cut_short, is_tiff
+from wsiseg.slides.tiff_check import check_tiff, is_tiff
 from wsiseg.slides.tiffslide_backend import TiffSlideBackend
 
 
@@ -22,8 +22,9 @@ def open_backend(path: Path, backend: str) -> Backend:
     Args:
         path: the slide file, or a folder with one DICOM slide.
         backend: "openslide", "direct" or "tiffslide" for that one only; "auto" for OpenSlide, then
-            tiffslide, then a plain image. "auto" also prefers tiffslide where OpenSlide sees one
-            level of a TIFF and tiffslide sees a pyramid (levels kept as SubIFDs).
+            tiffslide, then a plain image. "auto" prefers tiffslide where OpenSlide sees one level
+            of a TIFF and tiffslide sees a pyramid (levels kept as SubIFDs), and direct to OpenSlide
+            wherever it can read the slide.
 
     Raises:
         SlideError: nothing is there, or nothing that can be read.
@@ -35,8 +36,8 @@ def open_backend(path: Path, backend: str) -> Backend:
         except NotThisBackend:
             pass
     tiff = is_tiff(path)
-    if tiff and is_cut_short(path):
-        raise SlideError(f"{path}: the file is cut short; copy it again")
+    if tiff:
+        check_tiff(path)
     if backend == "tiffslide" and tiff:
         return TiffSlideBackend(path)
     if backend != "auto":
@@ -75,6 +76,8 @@ def _slide_file(path: Path) -> Path:
         raise SlideError(f"{path}: no such file; check the path") from e
     except OSError as e:
         raise SlideError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
+    except ValueError as e:
+        raise SlideError(f"{path}: no name that a file can have ({e})") from e
     if empty:
         raise SlideError(f"{path}: the file is empty; copy it again")
     return path
@@ -103,8 +106,6 @@ def _dicom_file(folder: Path) -> Path:
 def _by_openslide(path: Path, backend: str) -> Backend:
     """A file that OpenSlide opens, as "openslide", "direct" or "auto" want it read.
 
-    "auto" never takes "direct": it does not see every kind of damage that OpenSlide reports.
-
     Raises:
         NotThisBackend: OpenSlide does not open it, or "direct" cannot read it.
     """
@@ -112,10 +113,14 @@ def _by_openslide(path: Path, backend: str) -> Backend:
     if backend == "openslide":
         return found
     if backend == "auto":
-        return _with_all_levels(path, found)
+        best = _with_all_levels(path, found)
+        if best is not found:
+            return best
     try:
         return DirectBackend(path, found)
     except NotThisBackend:
+        if backend == "auto":
+            return found
         found.close()
         raise
 

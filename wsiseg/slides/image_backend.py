@@ -6,40 +6,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from wsiseg.errors import SlideError
 from wsiseg.geometry import Box, Size
-from wsiseg.slides.backend_base import NotThisBackend, UInt8, over_white, short_message
+from wsiseg.slides.backend_base import NotThisBackend, UInt8, over_white
+from wsiseg.slides.image_file import ImageFileError, UnknownImageError, open_image
+from wsiseg.slides.limits import check_levels
 
-MAX_IMAGE_PX = 500_000_000
+_STRIP_PX = 1 << 23
 
 
 class ImageBackend:
     """A plain PNG, JPEG or TIFF image, held in memory whole.
 
-    Memory bound: 3 bytes per pixel of at most 500 megapixels.
+    Memory bound: 3 bytes per pixel of at most 500 megapixels; 4 more while it is decoded.
     """
 
     name = "image"
     vendor = "image"
 
     def __init__(self, path: Path) -> None:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            with Image.open(path) as image:
-                self.properties = _image_properties(path, image)
-                self._pixels = _decode(path, image)
-        except UnidentifiedImageError as e:
+            with open_image(path) as image:
+                self.properties = _image_properties(image)
+                if image.mode.startswith(("I", "F")):
+                    raise SlideError(
+                        f"{path}: not an 8-bit image (mode {image.mode}); convert it to 8-bit RGB"
+                    )
+                self._pixels = _decode(image)
+        except UnknownImageError as e:
             raise NotThisBackend from e
-        except (OSError, SyntaxError, ValueError, EOFError) as e:
-            raise SlideError(f"{path}: damaged image ({short_message(e)}); copy it again") from e
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+        except ImageFileError as e:
+            raise SlideError(
+                f"{path}: damaged image ({e}); copy it again, or if it is large convert it to a "
+                "pyramidal TIFF"
+            ) from e
         height, width = self._pixels.shape[:2]
         self.level_sizes: tuple[Size, ...] = (Size(width, height),)
         self.level_downsamples: tuple[float, ...] = (1.0,)
         self.associated: dict[str, Size] = {}
+        check_levels(path, self.level_sizes, ())
 
     def read_level(self, level: int, box: Box) -> UInt8:
         """See `Backend.read_level`."""
@@ -50,22 +57,22 @@ class ImageBackend:
         self._pixels = np.empty((0, 0, 3), np.uint8)
 
 
-def _decode(path: Path, image: Image.Image) -> UInt8:
-    """(h, w, 3) uint8 RGB of a whole image, white under transparent pixels."""
+def _decode(image: Image.Image) -> UInt8:
+    """(h, w, 3) uint8 RGB of a whole image, white under transparent pixels; strip by strip."""
+    image.load()
     width, height = image.size
-    if width * height > MAX_IMAGE_PX:
-        raise SlideError(
-            f"{path}: {width} x {height} px is too large for a plain image (limit "
-            f"{MAX_IMAGE_PX // 1_000_000} megapixels); convert it to a pyramidal TIFF"
-        )
-    if image.mode.startswith(("I", "F")):
-        raise SlideError(f"{path}: not an 8-bit image (mode {image.mode}); convert it to 8-bit RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        return over_white(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
+    pixels = np.empty((height, width, 3), np.uint8)
+    step = max(1, _STRIP_PX // width)
+    for top in range(0, height, step):
+        strip = image.crop((0, top, width, min(height, top + step)))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            pixels[top : top + step] = over_white(np.asarray(strip.convert("RGBA")))
+        else:
+            pixels[top : top + step] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
-def _image_properties(path: Path, image: Image.Image) -> dict[str, str]:
+def _image_properties(image: Image.Image) -> dict[str, str]:
     """Format and, of a TIFF, its resolution tags in OpenSlide's names."""
     properties = {"image.format": str(image.format), "image.mode": image.mode}
     tags: Any = getattr(image, "tag_v2", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import openslide
 from wsiseg.errors import SlideError
 from wsiseg.geometry import Box, Size
 from wsiseg.slides.backend_base import NotThisBackend, UInt8, over_white, unreadable
+from wsiseg.slides.limits import check_levels
 
 _BLOCK_PX = 512
 _BLOCKS_KEPT = 64
@@ -43,6 +45,11 @@ class OpenSlideBackend:
         self.associated = _openslide_associated(self.properties)
         self._blocks: OrderedDict[tuple[int, int, int], UInt8] = OrderedDict()
         self._lock = threading.Lock()
+        try:
+            check_levels(path, self.level_sizes, _tile_sizes(self.properties))
+        except SlideError:
+            self.close()
+            raise
 
     def read_level(self, level: int, box: Box) -> UInt8:
         """See `Backend.read_level`."""
@@ -93,6 +100,14 @@ class OpenSlideBackend:
     def close(self) -> None:
         """Release the file."""
         self._slide.close()
+
+
+def _tile_sizes(properties: dict[str, str]) -> Iterator[Size]:
+    """Sizes of the tiles of the levels that have any."""
+    for key, width in properties.items():
+        if key.startswith("openslide.level[") and key.endswith(".tile-width"):
+            height = properties.get(key.removesuffix("width") + "height", "0")
+            yield Size(int(width), int(height))
 
 
 def _openslide_associated(properties: dict[str, str]) -> dict[str, Size]:

@@ -91,7 +91,7 @@ def _mpp_ome(properties: Mapping[str, str]) -> tuple[float, float] | None:
         return None
     try:
         pixels = ElementTree.fromstring(text.encode()).find(".//{*}Pixels")
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, LookupError, ValueError):  # the latter two: of its encoding
         return None
     pair = []
     for axis in "XY":

@@ -12,10 +12,11 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.errors import SlideError, SlideReadError, UsageError
+from wsiseg.errors import ResolutionError, SlideError, SlideReadError, UsageError
 from wsiseg.geometry import Box, Grid, Size
 from wsiseg.slides.backend_base import Backend
 from wsiseg.slides.backends import file_digest, open_backend
+from wsiseg.slides.limits import is_too_large
 from wsiseg.slides.resample import axis_taps, resample
 from wsiseg.slides.resolution import Resolution, objective_power, resolve
 
@@ -120,8 +121,18 @@ class Slide:
         self._source.close()
 
     def grid(self, mpp: float) -> Grid:
-        """The pixels of the frame at `mpp` micrometres per pixel."""
-        return Grid.at_mpp(self.size, self.mpp, mpp)
+        """The pixels of the frame at `mpp` micrometres per pixel.
+
+        Raises:
+            ResolutionError: the slide is so coarse that it would be enlarged beyond all slides.
+        """
+        grid = Grid.at_mpp(self.size, self.mpp, mpp)
+        if is_too_large(grid.size):
+            raise ResolutionError(
+                f"{self.path}: {self.mpp:g} um per pixel is too coarse to be read at {mpp:g}: that "
+                f"makes {grid.size.width} x {grid.size.height} px; give the right one with --mpp"
+            )
+        return grid
 
     def best_level(self, grid: Grid) -> int:
         """The coarsest level that is at least as fine as the grid (to 1%)."""

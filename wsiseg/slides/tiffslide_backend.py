@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,18 @@ from wsiseg.slides.backend_base import (
     short_message,
     unreadable,
 )
+from wsiseg.slides.limits import MAX_CHUNK_PX, check_levels
+from wsiseg.slides.stream_size import stated_size
+from wsiseg.slides.tiff_check import check_tiff
+
+_BOUNDED = {1, 5, 8, 32773, 32946, 34925, 50000}
+"""Compressions that are unpacked into as many bytes as the TIFF states, and no more: none, LZW,
+DEFLATE (two numbers), PackBits, LZMA, Zstandard."""
+_STATED = {7, 33003, 33004, 33005, 34712}
+"""Compressions whose streams state a size of their own: JPEG, JPEG 2000 (four numbers)."""
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+# what tifffile finds odd it would write to the terminal, several lines for one damaged slide
 
 
 class TiffSlideBackend:
@@ -28,10 +42,12 @@ class TiffSlideBackend:
     name = "tiffslide"
 
     def __init__(self, path: Path) -> None:
+        check_tiff(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._slide = tiffslide.TiffSlide(path)
+                _guard_decoders(self._slide)
                 raw = dict(self._slide.properties)
                 self.level_sizes = tuple(Size(*size) for size in self._slide.level_dimensions)
                 self.associated = _tiffslide_associated(self._slide)
@@ -43,10 +59,14 @@ class TiffSlideBackend:
         self.vendor = self.properties.get("tiffslide.vendor", "generic-tiff")
         self.level_downsamples = tuple(float(d) for d in self._slide.level_downsamples)
         try:
+            check_levels(path, self.level_sizes, ())
             self.read_level(0, Box(0, 0, 1, 1))
         except SlideReadError as e:
             self.close()
             raise SlideError(str(e)) from e
+        except SlideError:
+            self.close()
+            raise
 
     def read_level(self, level: int, box: Box) -> UInt8:
         """See `Backend.read_level`."""
@@ -71,6 +91,34 @@ class TiffSlideBackend:
     def close(self) -> None:
         """Release the file."""
         self._slide.close()
+
+
+def _guard_decoders(slide: tiffslide.TiffSlide) -> None:
+    """Keep chunks whose streams state a huge size from being decoded.
+
+    Raises:
+        ValueError: a compression that cannot be kept within bounds.
+    """
+    for series in slide.ts_tifffile.series:
+        for level in series.levels:
+            page = level.keyframe
+            number = int(page.compression)
+            if number in _STATED:
+                page.__dict__["decode"] = _guarded(page.decode)
+            elif number not in _BOUNDED:
+                raise ValueError(f"compression {number} is not read; convert it to JPEG or DEFLATE")
+
+
+def _guarded(decode: Callable[..., Any]) -> Callable[..., Any]:
+    """A decoder of tifffile that refuses streams of more than MAX_CHUNK_PX pixels."""
+
+    def guarded(data: bytes | None, *args: Any, **options: Any) -> Any:
+        size = stated_size(data) if data is not None else None
+        if size is not None and not 0 < size.width * size.height <= MAX_CHUNK_PX:
+            raise ValueError(f"a tile whose stream states {size.width} x {size.height} px")
+        return decode(data, *args, **options)
+
+    return guarded
 
 
 def _tiffslide_associated(slide: tiffslide.TiffSlide) -> dict[str, Size]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy import ndimage
 
 from wsiseg.errors import SlideError
 from wsiseg.geometry import Box, Grid, Size
+from wsiseg.slides.image_file import ImageFileError, open_image
 from wsiseg.slides.slide import Slide
 
 Bool = npt.NDArray[np.bool_]
@@ -21,6 +21,7 @@ UInt8 = npt.NDArray[np.uint8]
 
 _DETECTION_MPP = 8.0
 _DETECTION_MAX_PX = 4096
+_MAX_SOURCE_PX = 20_000_000_000  # a quarter of an hour of decoding
 _SATURATION = (0.05, 0.10)
 _DENSITY_MIN = 0.03
 _DENSITY_DARK = 0.22
@@ -97,7 +98,8 @@ def find_tissue(slide: Slide, mode: str | Path = "auto") -> TissueMask:
         A mask; with "auto" it is all False where there is no tissue.
 
     Raises:
-        SlideError: the mask file is missing, no image, of another shape than the slide, or black.
+        SlideError: the mask file is missing, no image, of another shape than the slide, or black;
+            the slide is huge and has no reduced levels.
         SlideReadError: the slide cannot be read.
     """
     mpp = max(slide.mpp, _DETECTION_MPP, max(slide.size) * slide.mpp / _DETECTION_MAX_PX)
@@ -106,8 +108,19 @@ def find_tissue(slide: Slide, mode: str | Path = "auto") -> TissueMask:
     if mode == "none":
         return TissueMask(np.ones((grid.size.height, grid.size.width), bool), um2)
     if mode == "auto":
+        _check_cost(slide, grid)
         return TissueMask(detect(slide.read(grid.box, grid), mpp=grid.mpp), um2)
     return TissueMask(_from_file(Path(mode), slide.size), um2)
+
+
+def _check_cost(slide: Slide, grid: Grid) -> None:
+    """Refuse to read a huge level 0 for want of smaller levels: it would take hours."""
+    size = slide.level_sizes[slide.best_level(grid)]
+    if size.width * size.height > _MAX_SOURCE_PX:
+        raise SlideError(
+            f"{slide.path}: {size.width} x {size.height} px without reduced levels; convert it to "
+            "a pyramidal TIFF"
+        )
 
 
 def detect(rgb: UInt8, *, mpp: float) -> Bool:
@@ -243,14 +256,14 @@ def _otsu(values: npt.NDArray[np.floating]) -> float:
 def _from_file(path: Path, slide_size: Size) -> Bool:
     """(h, w) bool from a mask file; see `find_tissue`."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             grey = np.array(image.convert("L")) > 0
             if image.mode in ("RGBA", "LA", "PA"):
                 grey &= np.asarray(image.getchannel("A")) > 0
     except FileNotFoundError as e:
         raise SlideError(f"{path}: no such tissue mask; check --tissue") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise SlideError(f"{path}: not a readable tissue mask; give a PNG") from e
+    except ImageFileError as e:
+        raise SlideError(f"{path}: not a readable tissue mask ({e}); give a PNG") from e
     ratio = (grey.shape[1] / grey.shape[0]) / (slide_size.width / slide_size.height)
     if abs(math.log(ratio)) > math.log(1.02):
         raise SlideError(

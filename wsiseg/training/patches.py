@@ -182,11 +182,13 @@ class Patches:
         epoch, position = divmod(number, self._count)
         rng = np.random.default_rng((self.seed, 2, number))
         other = self.background
-        if other is not None and rng.random() < other.share:
+        if other is not None and other.share and rng.random() < other.share:
             patch, target = other.patch(self.size_px, rng, scale=self.augment.scale)
         else:
             image, mask = self.store.get(int(self.order(epoch)[position]))
             patch, target = random_patch(image, mask, self.size_px, rng=rng, config=self.augment)
+        if other is not None and rng.random() < other.glass:
+            patch, target = other.with_glass(patch, target, rng)
         return patch, target, Point(int(rng.integers(1 << 16)), int(rng.integers(1 << 16)))
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:

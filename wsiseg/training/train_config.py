@@ -81,7 +81,7 @@ class TrainConfig:
     """Moving average of the weights, which is what is validated and kept; 0 = the weights
     themselves."""
     background: BackgroundConfig = BackgroundConfig()
-    """Images that show nothing but background."""
+    """Glass, and images that show nothing but background."""
     allow_empty_classes: bool = False
     """Whether a class may have no pixel in the training images."""
     augment: AugmentConfig = AugmentConfig()

@@ -70,6 +70,8 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if len(self.channels) != 4 or self.layers != 2:
             raise ConfigError("the denoiser has four levels of two blocks: 12 decoder taps")
+        if self.context_dim < 1:
+            raise ConfigError(f"unet: context_dim {self.context_dim}: must be at least 1")
         _check_widths("unet", self.channels, self.groups)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from wsiseg.errors import ConfigError
 from wsiseg.geometry import Point
 from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec
 
@@ -27,6 +28,10 @@ class StainConfig:
     """Side of a tile in pixels."""
     smooth_px: int = 9
     """Side of the box over which the density is averaged inside a tile; odd."""
+
+    def __post_init__(self) -> None:
+        if self.tile_px < 1 or self.smooth_px % 2 == 0 or not 1 <= self.smooth_px <= self.tile_px:
+            raise ConfigError(f"smooth_px {self.smooth_px}: must be odd and no more than tile_px")
 
 
 class StainExtractor(FeatureExtractor):

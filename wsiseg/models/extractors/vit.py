@@ -86,6 +86,7 @@ class ViT(nn.Module):
         """
         table: Tensor = self.net.pos_embed
         side = self.config.position_px // self.config.patch_px
+        rows, columns = int(rows), int(columns)  # tensors while a network is traced
         if rows == columns == side:
             return table
         grid = torch.unflatten(table[:, 1:], 1, (side, side)).permute(0, 3, 1, 2)

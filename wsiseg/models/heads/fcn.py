@@ -34,6 +34,10 @@ class FCNConfig:
     widths: tuple[int, int, int] = (256, 128, 64)
     """Channels after the first convolution and the two upsamplings."""
 
+    def __post_init__(self) -> None:
+        if min(self.widths) < 1:
+            raise ConfigError(f"head fcn: widths {list(self.widths)} must be positive numbers")
+
 
 class FCN(Head):
     """Logits at window resolution from the tile features of a window."""

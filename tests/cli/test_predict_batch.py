@@ -1,0 +1,253 @@
+"""Many slides: continued runs, the table of the run, locks, two processes on one folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import wsiseg.lease
+from wsiseg.canvas import Canvas
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.cli import main
+from wsiseg.lease import Locks
+from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec, Head, lay_out
+from wsiseg.models.segmenter import ModelInfo, Segmenter
+from wsiseg.outputs.run_folder import read_run
+
+TINY = Path(__file__).with_name("tiny_predict.py")
+ENDINGS = (".geojson", ".json", ".mask.ome.tif", ".overview.png")
+CLASSES = Classes((TissueClass("Rest", (0, 0, 200), True), TissueClass("Gland", (200, 0, 0))))
+Run = Callable[..., tuple[int, str, str]]
+
+
+class Pixels(FeatureExtractor):
+    """The pixels themselves."""
+
+    tile_px = 32
+    specs = (FeatureSpec(3, 32),)
+
+    def forward(self, images: Any, places: Any, seed: int) -> Features:
+        return (images,)
+
+
+class Bright(Head):
+    """Gland where it is bright."""
+
+    class_count = 2
+
+    def forward(self, features: Features) -> Any:
+        return lay_out(features[0])[:, :2]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    model = Segmenter(Pixels(), Bright(), ModelInfo("tiny", "2" * 64, CLASSES, 0.5, 96, 32))
+    monkeypatch.setattr("wsiseg.cli.predict_run.load_model", lambda *a, **k: model)
+    monkeypatch.setattr("wsiseg.inference.predict.CHUNK_PX", 64)
+
+    def call(*args: object) -> tuple[int, str, str]:
+        own = ("--mpp", "0.5", "--overlap", "32", "--tissue", "none", "--device", "cpu")
+        monkeypatch.setattr(sys, "argv", ["wsiseg", "predict", *map(str, args), *own])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def slides(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for k, name in enumerate(names):
+        pixels = np.random.default_rng(k).integers(0, 256, (25, 30, 3), np.uint8)
+        Image.fromarray(pixels).resize((300, 250)).save(folder / f"{name}.png")
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def outputs_of(*stems: str) -> list[str]:
+    return sorted(["run.json", "summary.csv", *(s + e for s in stems for e in ENDINGS)])
+
+
+def rows(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "summary.csv").open(newline="", encoding="utf-8") as file:
+        return {row["stem"]: row for row in csv.DictReader(file)}
+
+
+def test_the_table_says_what_became_of_each_slide(run: Run, tmp_path: Path) -> None:
+    folder, out = slides(tmp_path / "in", "a", "c"), tmp_path / "out"
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:900])
+    code, _, err = run(folder, "--out", out)
+    assert code == 1
+    assert names(out) == outputs_of("a", "c")
+    found = rows(out)
+    assert {k: r["status"] for k, r in found.items()} == {"a": "ok", "b": "failed", "c": "ok"}
+    assert found["b"]["error"] in err
+    assert str(folder / "b.png") == found["b"]["path"]
+    sidecar = json.loads((out / "a.json").read_text())
+    for name, area in sidecar["areas_mm2"].items():
+        assert float(found["a"][f"mm2_{name}"]) == pytest.approx(area, abs=1e-6)
+        assert area > 0
+    assert found["b"]["mm2_Gland"] == ""
+    assert all(float(r["seconds"]) >= 0 for r in found.values())
+    data = json.loads((out / "run.json").read_text())
+    (one,) = data["runs"]
+    assert data["counts"] == one["counts"] == {"ok": 2, "failed": 1}
+    assert one["model"]["sha256"] == "2" * 64
+    assert one["command"]["overlap"] == 32
+    assert {"wsiseg", "torch"} <= set(one["versions"])
+    assert one["ended"] >= one["began"]
+    assert {r.stem: r.status for r in read_run(out)} == {"a": "ok", "b": "failed", "c": "ok"}
+
+    slides(tmp_path / "more", "b")
+    (folder / "b.png").write_bytes((tmp_path / "more" / "b.png").read_bytes())
+    seconds = found["a"]["seconds"]
+    code, text, _ = run(folder, "--out", out)
+    assert code == 0
+    assert text.count("outputs are complete, skipped") == 2
+    assert {r["status"] for r in rows(out).values()} == {"ok"}
+    assert rows(out)["a"]["seconds"] == seconds
+    assert len(json.loads((out / "run.json").read_text())["runs"]) == 2
+
+
+def test_a_table_of_another_program_is_said_at_once(run: Run, tmp_path: Path) -> None:
+    folder, out = slides(tmp_path / "in", "a"), tmp_path / "out"
+    out.mkdir()
+    (out / "summary.csv").write_text("name,age\n")
+    code, _, err = run(folder, "--out", out)
+    assert code == 1
+    assert "summary.csv: was not written by wsiseg predict" in err
+    assert names(out) == ["summary.csv"]
+
+
+def test_a_table_that_cannot_be_written_stops_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder, out = slides(tmp_path / "in", "a", "b"), tmp_path / "out"
+    monkeypatch.setattr("wsiseg.outputs.run_files._store", full)
+    code, _, err = run(folder, "--out", out)
+    assert code == 0
+    assert err.count("wsiseg: warning: ") == err.count("No space left") == 1
+    assert {"a.json", "b.json"} <= set(names(out))
+
+
+def stopped(run: Run, monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
+    """Run until some chunks are done, and stop there."""
+
+    def stop(canvas: Canvas, *values: Any) -> None:
+        if canvas.done_count == 5:
+            raise KeyboardInterrupt
+        plain(canvas, *values)
+
+    plain = Canvas.write_chunk
+    with monkeypatch.context() as patch:
+        patch.setattr(Canvas, "write_chunk", stop)
+        assert run(*args)[0] == 130
+
+
+def test_an_interrupted_run_is_continued_and_overwrite_begins_anew(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, whole = slides(tmp_path / "in", "a"), tmp_path / "out", tmp_path / "whole"
+    assert run(folder, "--out", whole)[0] == 0
+    stopped(run, monkeypatch, folder, "--out", out)
+    assert names(out) == ["a.canvas"]
+    code, text, _ = run(folder, "--out", out)
+    assert code == 0
+    assert "a: continuing: 5 of 20 chunks were done\n" in text
+    assert names(out) == outputs_of("a")
+    for ending in (".mask.ome.tif", ".geojson"):
+        assert (out / f"a{ending}").read_bytes() == (whole / f"a{ending}").read_bytes()
+
+    (out / "a.json").unlink()
+    stopped(run, monkeypatch, folder, "--out", out)
+    _, text, _ = run(folder, "--out", out, "--seed", 1)
+    assert "a: beginning anew: a.canvas was left by other settings\n" in text
+    (out / "a.json").unlink()
+    stopped(run, monkeypatch, folder, "--out", out)
+    code, text, _ = run(folder, "--out", out, "--overwrite")
+    assert code == 0
+    assert "continuing" not in text
+    assert names(out) == outputs_of("a")
+
+
+def test_a_canvas_that_was_asked_for_stays_and_others_go(run: Run, tmp_path: Path) -> None:
+    folder, out = slides(tmp_path / "in", "a"), tmp_path / "out"
+    run(folder, "--out", out, "--keep-canvas")
+    run(folder, "--out", out)
+    assert "a.canvas" in names(out)
+    canvas = Canvas.open(out / "a.canvas", writable=True)
+    canvas.update_record(kept=False)  # as if the run had been killed before removing it
+    _, text, _ = run(folder, "--out", out)
+    assert "skipped" in text
+    assert names(out) == outputs_of("a")
+
+
+def test_a_slide_that_another_process_has_is_left_to_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsiseg.lease, "LEASE_S", 3.0)
+    folder, out = slides(tmp_path / "in", "a", "b"), tmp_path / "out"
+    out.mkdir()
+    with Locks(lease_s=3.0).take(out / "a.lock") or pytest.fail("not taken"):
+        code, text, _ = run(folder, "--out", out)
+        assert code == 0
+        assert "a: running elsewhere (process " in text
+        assert names(out) == sorted([*outputs_of("b"), "a.lock"])
+        assert rows(out)["a"]["status"] == "running elsewhere"
+    assert run(folder, "--out", out)[0] == 0
+    assert names(out) == outputs_of("a", "b")
+    assert rows(out)["a"]["status"] == "ok"
+
+
+def test_a_lock_of_a_dead_process_elsewhere_is_taken_over(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsiseg.lease, "LEASE_S", 0.5)
+    folder, out = slides(tmp_path / "in", "a"), tmp_path / "out"
+    out.mkdir()
+    dead = {"host": "elsewhere", "machine": "x", "pid": 1, "token": "abc", "beat": "000"}
+    (out / "a.lock").write_text(json.dumps(dead))
+    assert run(folder, "--out", out)[0] == 0
+    assert names(out) == outputs_of("a")
+
+
+def test_two_processes_share_the_slides_of_one_folder(tmp_path: Path) -> None:
+    stems = [f"s{k}" for k in range(6)]
+    folder, out = slides(tmp_path / "in", *stems), tmp_path / "out"
+    logs = [tmp_path / "1.log", tmp_path / "2.log"]
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, str(TINY), str(log), str(folder), "--out", str(out)),
+                *("--mpp", "0.5", "--device", "cpu"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for log in logs
+    ]
+    texts = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts
+    done = [line for log in logs if log.exists() for line in log.read_text().split()]
+    assert sorted(done) == stems, "each slide once"
+    assert names(out) == outputs_of(*stems)
+    assert {r["status"] for r in rows(out).values()} == {"ok"}
+    assert list(rows(out)) == stems

@@ -1,0 +1,175 @@
+"""Locks on a shared folder: one holder at a time, dead ones replaced, live ones left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsiseg import lease as leases
+from wsiseg.errors import LeaseLostError
+from wsiseg.lease import Locks, sweep
+
+SHORT = 0.4
+OTHER = {"host": "elsewhere", "machine": "x", "pid": 1, "token": "abc", "beat": "0" * 12}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def write(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**OTHER, **changes}) + "\n")
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    path, mine, theirs = tmp_path / "a.lock", Locks(), Locks()
+    with mine.take(path) or pytest.fail("not taken") as lease:
+        lease.check()
+        assert theirs.take(path) is None
+        assert str(os.getpid()) in theirs.holder(path)
+        assert names(tmp_path) == ["a.lock"]
+    assert names(tmp_path) == []
+    again = theirs.take(path)
+    assert again is not None
+    again.release()
+    again.release()
+    assert names(tmp_path) == []
+
+
+def test_a_live_lock_is_respected_however_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with Locks(lease_s=SHORT).take(path) or pytest.fail("not taken"):
+        before = path.read_bytes()
+        began = time.monotonic()
+        assert Locks(lease_s=SHORT).settle(path) is None
+        assert time.monotonic() - began < 5
+        assert len(path.read_bytes()) == len(before) != 0
+        assert path.read_bytes() != before, "the heart beats"
+
+
+@pytest.mark.parametrize("text", [json.dumps(OTHER), "", "{", "[1]", '{"token": "../x"}'])
+def test_a_lock_that_does_not_change_is_taken_over_after_a_lease(tmp_path: Path, text: str) -> None:
+    path, locks = tmp_path / "a.lock", Locks(lease_s=SHORT)
+    path.write_text(text)
+    os.utime(path, (0, 0))  # the clocks of others say nothing
+    began = time.monotonic()
+    assert locks.take(path) is None
+    lease = locks.settle(path)
+    assert lease is not None
+    assert time.monotonic() - began >= SHORT
+    lease.check()
+    lease.release()
+    assert names(tmp_path) == []
+
+
+def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    code = (
+        "import os, sys, pathlib\n"
+        "from wsiseg.lease import Locks\n"
+        "held = Locks().take(pathlib.Path(sys.argv[1]))\n"
+        "os._exit(0 if held else 1)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert names(tmp_path) == ["a.lock"]
+    lease = Locks().take(path)
+    assert lease is not None
+    lease.release()
+    assert names(tmp_path) == []
+
+
+def test_a_process_number_of_another_machine_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    for changes in ({"pid": 2**22 + 7}, {"pid": "x"}, {"pid": -1}, {"pid": 10**40}):
+        write(path, **changes)
+        assert Locks().take(path) is None
+    write(path, host=leases.socket.gethostname(), machine=leases._machine(), pid=os.getpid())
+    assert Locks().take(path) is not None, "an earlier process had our number"
+
+
+def test_of_many_takers_one_wins(tmp_path: Path) -> None:
+    for round_ in range(20):
+        path = tmp_path / f"{round_}.lock"
+        write(path, host=leases.socket.gethostname(), machine=leases._machine(), pid=2**22 + 7)
+        start, won = threading.Barrier(6), []
+
+        def run(path: Path = path, start: threading.Barrier = start, won: Any = won) -> None:
+            start.wait()
+            won.append(Locks().take(path))
+
+        threads = [threading.Thread(target=run) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        held = [lease for lease in won if lease is not None]
+        assert len(held) <= 1
+        for lease in held or [Locks().wait(path)]:
+            lease.check()
+            lease.release()
+    assert names(tmp_path) == []
+
+
+def test_a_taker_who_dies_before_the_rename_is_helped(tmp_path: Path) -> None:
+    path, locks = tmp_path / "a.lock", Locks(lease_s=SHORT)
+    write(path)
+    write(tmp_path / ".a.lock.abc", token="def")
+    lease = None
+    deadline = time.monotonic() + 20
+    while lease is None and time.monotonic() < deadline:
+        lease = locks.settle(path)
+    assert lease is not None
+    lease.release()
+    assert names(tmp_path) == []
+
+
+def test_who_was_halted_loses_the_lock_and_harms_no_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.lock"
+    halted = Locks(lease_s=SHORT).take(path)
+    assert halted is not None
+    halted._end.set()  # its thread stands still
+    halted._thread.join()
+    locks = Locks(lease_s=SHORT)
+    taker = locks.settle(path)
+    assert taker is not None
+    text = path.read_bytes()
+    with pytest.raises(LeaseLostError, match="took over"):
+        halted.check()
+    halted._end.clear()
+    halted.release()
+    assert json.loads(path.read_bytes())["token"] == json.loads(text)["token"]
+    taker.check()
+    taker.release()
+    assert names(tmp_path) == []
+
+
+def test_the_wall_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.lock"
+    with Locks(lease_s=SHORT).take(path) or pytest.fail("not taken") as lease:
+        os.utime(path, (1, 1))
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert Locks(lease_s=SHORT).settle(path) is None
+        lease.check()
+
+
+def test_leftovers_are_swept_but_not_claims_in_use(tmp_path: Path) -> None:
+    write(tmp_path / "a.lock")
+    for name in (".a.lock.abc", ".a.lock.old", ".gone.lock.abc"):
+        write(tmp_path / name)
+    sweep(tmp_path)
+    assert names(tmp_path) == [".a.lock.abc", "a.lock"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        Locks().take(tmp_path / "gone" / "a.lock")

@@ -1,0 +1,165 @@
+"""The files of a canvas: its folder, made and removed whole, and its planes. Knows no labels.
+
+A kill at any moment leaves under a canvas's name a whole canvas or nothing; what is being made or
+removed lies beside it under hidden names, which the next one to make or remove it clears away.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from wsiseg.errors import CanvasError
+
+RECORD = "wsiseg"
+DAMAGES = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
+"""What reading a damaged canvas raises."""
+
+
+class Planes:
+    """The arrays of a canvas by name, opened when they are first asked for."""
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        self._path, self._group = path, group
+        self._open: dict[str, Any] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an array."""
+        return name in self._group
+
+    def read(self, name: str, where: Any) -> npt.NDArray[Any]:
+        """A part of an array.
+
+        Raises:
+            CanvasError: there is none of that name.
+        """
+        return np.asarray(self._get(name)[where])
+
+    def put(self, name: str, where: Any, values: npt.NDArray[Any]) -> None:
+        """Write a part of an array.
+
+        Raises:
+            CanvasError: the disk does not take it.
+        """
+        array = self._get(name)
+        try:
+            array[where] = values
+        except OSError as e:
+            raise self._unwritable(e) from e
+
+    def new(self, name: str, dtype: str) -> None:
+        """An array of zeros like the labels."""
+        like = self._get("labels")
+        try:
+            self._open[name] = self._group.create_array(
+                name, shape=like.shape, chunks=like.chunks, dtype=dtype, fill_value=0
+            )
+        except OSError as e:
+            raise self._unwritable(e) from e
+
+    def put_image(self, name: str, image: npt.NDArray[np.uint8]) -> None:
+        """Write a whole small array."""
+        try:
+            array = self._group.create_array(
+                name, shape=image.shape, chunks=image.shape, dtype="uint8", overwrite=True
+            )
+            array[...] = image
+        except OSError as e:
+            raise self._unwritable(e) from e
+        self._open[name] = array
+
+    def drop(self, name: str) -> None:
+        """Remove an array, if it is there."""
+        self._open.pop(name, None)
+        discard(self._path / name)
+
+    def update_meta(self, **entries: Any) -> None:
+        """Change entries of what the canvas states of itself."""
+        meta: Any = self._group.attrs[RECORD]
+        try:
+            self._group.attrs[RECORD] = {**meta, **entries}
+        except OSError as e:
+            raise self._unwritable(e) from e
+
+    def _get(self, name: str) -> Any:
+        if name not in self._open:
+            if name not in self._group:
+                raise CanvasError(f"{self._path}: has no {name}")
+            self._open[name] = self._group[name]
+        return self._open[name]
+
+    def _unwritable(self, error: OSError) -> CanvasError:
+        return CanvasError(f"{self._path}: cannot write ({error.strerror or error})")
+
+
+def fill(folder: Path, meta: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Make a new empty canvas of what it states of itself and of planes of bytes."""
+    (width, height), side = meta["grid"]["size"], int(meta["chunk_px"])
+    rows, columns = -(-height // side), -(-width // side)
+    chunk = (min(side, height), min(side, width))
+    group = zarr.open_group(str(folder), mode="w")
+    for name in names:
+        group.create_array(name, shape=(height, width), chunks=chunk, dtype="uint8", fill_value=0)
+    group.create_array(
+        "done", shape=(rows, columns), chunks=(1, columns), dtype="uint32", fill_value=0
+    )
+    group.attrs[RECORD] = dict(meta)
+
+
+def replace_folder(path: Path, build: Callable[[Path], None]) -> None:
+    """Have `build` fill a new folder, which then takes the place of `path`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    new = path.with_name(f".{path.name}.new")
+    if new.exists():
+        shutil.rmtree(new)
+    try:
+        build(new)
+        discard(path, keep_new=True)
+        new.rename(path)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def discard(path: Path, *, keep_new: bool = False) -> None:
+    """Remove a folder, and what a kill left of its making (unless `keep_new`) and removal."""
+    gone, new = (path.with_name(f".{path.name}.{end}") for end in ("gone", "new"))
+    shutil.rmtree(gone, ignore_errors=True)
+    if not keep_new:
+        shutil.rmtree(new, ignore_errors=True)
+    try:
+        path.rename(gone)
+    except FileNotFoundError:
+        return
+    except OSError:
+        gone = path
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove the unfinished files that a killed writer left in a canvas."""
+    for file in path.rglob("*.partial"):
+        file.unlink(missing_ok=True)
+
+
+def checksum(planes: Iterable[npt.NDArray[np.uint8]]) -> int:
+    """CRC-32 of a chunk's planes, 1 where that is 0: a number that is never 0."""
+    value = 0
+    for plane in planes:
+        value = zlib.crc32(plane.tobytes(), value)
+    return value or 1
+
+
+def line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split())

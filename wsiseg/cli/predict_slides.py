@@ -1,0 +1,244 @@
+"""What `wsiseg predict` does with one slide: glues slide, tissue, inference, outputs and lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsiseg.canvas import Canvas
+from wsiseg.canvas_store import discard
+from wsiseg.cli.predict_settings import Settings
+from wsiseg.cli.progress import Progress, format_seconds
+from wsiseg.cli.summary import summary
+from wsiseg.errors import CanvasError, OutputError
+from wsiseg.inference.cohort import ELSEWHERE, Outcome, Task
+from wsiseg.inference.estimate import Speed, estimate, measure_speed
+from wsiseg.inference.job import PredictOptions, prepare
+from wsiseg.inference.predict import begin, carry_out
+from wsiseg.lease import Lease, Locks
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.outputs.files import complete_outputs, output_names, write_outputs
+from wsiseg.slides.slide import Slide
+from wsiseg.slides.tissue import TissueMask, find_tissue
+
+COARSE = 1.5
+"""Slides whose mpp is over this many times the model's lack what the model looks at."""
+
+
+@dataclass
+class Slides:
+    """The command at work on one slide after the other."""
+
+    settings: Settings
+    segmenter: Segmenter
+    options: PredictOptions
+    locks: Locks
+    _series: dict[str, Path] = field(default_factory=dict)
+    _before: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    _speed: Speed | None = None
+
+    def note_outputs(self, tasks: Iterable[Task]) -> None:
+        """Remember which outputs are older than this run, where all are to be made again."""
+        if self.settings.overwrite:
+            self._before = {task.stem: self._stamp(task) for task in tasks}
+
+    def work(self, task: Task, *, patient: bool) -> Outcome | None:
+        """Segment one slide and write its outputs, unless they are there.
+
+        Args:
+            task: the slide.
+            patient: whether to wait until it is known if another process that has it still lives.
+
+        Returns:
+            What became of it; None for another file of a slide that is done.
+        """
+        began = time.monotonic()
+        lock = self.settings.out / f"{task.stem}.lock"
+        with ExitStack() as held:
+            with self.settings.open(task) as slide:
+                if self._is_known(slide, task):
+                    return None
+                lease = (self.locks.settle if patient else self.locks.take)(lock)
+                if lease is not None:
+                    held.enter_context(lease)
+                if (done := self._done(slide, task)) is not None:
+                    if lease is not None:
+                        self._tidy(task)
+                    return done
+                if lease is None:
+                    return Outcome(task, ELSEWHERE, error=self.locks.holder(lock))
+                self._warn(slide, task)
+                canvas = self._canvas(slide, task, lease)
+            return self._outputs(canvas, task, lease, began)
+
+    def dry(self, task: Task) -> None:
+        """Say what would be done with one slide."""
+        with self.settings.open(task) as slide:
+            if self._is_known(slide, task):
+                return
+            self._warn(slide, task)
+            grid = slide.grid(self.segmenter.info.mpp)
+            tissue = self._tissue(slide, task)
+            job = prepare(grid, self.segmenter, options=self.options, tissue=tissue)
+            self._speed = self._speed or measure_speed(job.engine)
+            cost = estimate(job, self._speed)
+            level = slide.best_level(grid)
+            downsample = slide.level_downsamples[level]
+        area = "whole slide" if tissue is None else f"{100 * tissue.fraction:.1f}% of the slide"
+        again = f", {cost.recomputed} of them again for lack of --memory" * bool(cost.recomputed)
+        rows = [
+            ("size", f"{slide.size.width} x {slide.size.height} px at {slide.mpp:.4g} um/px"),
+            ("mpp from", slide.mpp_source),
+            ("level read", f"{level} (downsample {downsample:.4g})"),
+            ("grid", f"{grid.size.width} x {grid.size.height} px at {grid.mpp:.4g} um/px"),
+            ("tissue", f"{area} ({self.settings.tissue_of(task)})"),
+            ("windows", f"{cost.windows} of {job.layout.window_px} px"),
+            ("tiles", f"{cost.tiles} ({cost.tiles_without_sharing} without sharing){again}"),
+            ("memory", f"about {cost.memory_gib:.2f} GiB beside the libraries"),
+            ("time", f"about {format_seconds(cost.seconds)} of the model, measured just now"),
+        ]
+        click.echo(f"{task.path}")
+        for name, text in rows:
+            click.echo(f"  {name:<11} {text}")
+
+    def _canvas(self, slide: Slide, task: Task, lease: Lease) -> Canvas:
+        """The complete canvas of a slide, continued where an interrupted run left one."""
+        tissue = self._tissue(slide, task)
+        progress = Progress(task.stem)
+
+        def report(done: int, total: int) -> None:
+            lease.check()
+            progress(done, total)
+
+        try:
+            work = begin(
+                slide,
+                self.segmenter,
+                self._canvas_path(task),
+                options=self.options,
+                tissue=tissue,
+            )
+            if work.note:
+                click.echo(f"{task.stem}: {work.note}")
+            return carry_out(work, report)
+        finally:
+            progress.close()
+
+    def _outputs(self, canvas: Canvas, task: Task, lease: Lease, began: float) -> Outcome:
+        """Write the outputs of a complete canvas; it is left there where they cannot be."""
+        settings = self.settings
+        mode = settings.tissue_of(task)
+        mode = mode if mode in ("auto", "none") else Path(mode).name
+        parameters = {**canvas.record["parameters"], "tissue": mode}
+        canvas.update_record(parameters=parameters, kept=settings.keep_canvas)
+        self._warn_stain(canvas, task)
+        lease.check()
+        written = write_outputs(canvas, settings.out, task.stem, settings.output_options())
+        if not settings.keep_canvas:
+            canvas.remove()
+        seconds = time.monotonic() - began
+        click.echo(summary(canvas, written, seconds=seconds))
+        if settings.keep_canvas:
+            click.echo(f"  kept {canvas.path}")
+        areas = {area.name: area.mm2 for area in written.areas}
+        return Outcome(task, str(canvas.record["status"]), seconds, areas)
+
+    def _done(self, slide: Slide, task: Task) -> Outcome | None:
+        """What complete outputs of this slide and model say, if they are there and may stay."""
+        if self.settings.overwrite and self._stamp(task) == self._before[task.stem]:
+            return None
+        sidecar = self._complete(slide, task)
+        if sidecar is None:
+            return None
+        again = "" if self.settings.overwrite else " (--overwrite makes them again)"
+        click.echo(f"{task.stem}: outputs are complete, skipped{again}")
+        seconds, areas = sidecar.get("timings", {}).get("total"), sidecar.get("areas_mm2", {})
+        return Outcome(task, str(sidecar.get("status")), seconds, areas, earlier=True)
+
+    def _stamp(self, task: Task) -> tuple[int, int] | None:
+        """What tells the record of outputs from one made later; None where there is none."""
+        try:
+            found = (self.settings.out / output_names(task.stem)["json"]).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    def _canvas_path(self, task: Task) -> Path:
+        return self.settings.out / f"{task.stem}.canvas"
+
+    def _tidy(self, task: Task) -> None:
+        """Remove a canvas that a run left which was killed just before it would have."""
+        path = self._canvas_path(task)
+        try:
+            record = Canvas.open(path).record if path.exists() else {"kept": False}
+        except CanvasError:
+            return
+        asked_for = self.settings.keep_canvas or record.get("kept", "identity" not in record)
+        if not asked_for:
+            discard(path)
+
+    def _tissue(self, slide: Slide, task: Task) -> TissueMask | None:
+        mode = self.settings.tissue_of(task)
+        return None if mode == "none" else find_tissue(slide, mode)
+
+    def _complete(self, slide: Slide, task: Task) -> dict[str, Any] | None:
+        """The record of complete outputs of this slide and model, if they are there.
+
+        Raises:
+            OutputError: they are of another slide, resolution or model.
+        """
+        sidecar = complete_outputs(self.settings.out, task.stem)
+        if sidecar is None:
+            return None
+        own: dict[str, dict[str, Any]] = {
+            "slide": {"quickhash": slide.quickhash, "mpp": slide.mpp},
+            "model": {"sha256": self.segmenter.info.sha256},
+        }
+        for what, wanted in own.items():
+            found = sidecar.get(what)
+            for key, value in wanted.items():
+                if not isinstance(found, dict) or found.get(key) != value:
+                    raise OutputError(
+                        f"{self.settings.out / task.stem}.json: these are outputs of another {what}"
+                        f" ({key} differs); choose another --out, or --overwrite them"
+                    )
+        return sidecar
+
+    def _is_known(self, slide: Slide, task: Task) -> bool:
+        """Whether another file of the same DICOM series was taken already; says so."""
+        series = slide.properties.get("dicom.SeriesInstanceUID")
+        if series is None:
+            return False
+        first = self._series.setdefault(series, task.path)
+        if first == task.path:
+            return False
+        click.echo(f"{task.stem}: the same DICOM slide as {first.name}, skipped")
+        return True
+
+    def _warn_stain(self, canvas: Canvas, task: Task) -> None:
+        """Say where a model's stain normalisation could not be done."""
+        if canvas.record["status"] == "ok" and (
+            canvas.record["parameters"].get("stain_matrix", ()) is None
+        ):
+            click.echo(
+                f"wsiseg: warning: {task.path}: too little tissue, or stains unlike H&E: not "
+                "normalised to the model's stains",
+                err=True,
+            )
+
+    def _warn(self, slide: Slide, task: Task) -> None:
+        model = self.segmenter.info
+        lines = list(slide.warnings)
+        if slide.mpp > COARSE * model.mpp:
+            lines.append(
+                f"{slide.mpp:.4g} um per pixel is too coarse for model {model.name}, which sees "
+                f"{model.mpp:g}: the result will mean little"
+            )
+        for line in lines:
+            click.echo(f"wsiseg: warning: {task.path}: {line}", err=True)

@@ -1,0 +1,121 @@
+"""What is settled before a slide is read: options, windows, batches, memory. Knows no canvas."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from wsiseg.errors import UsageError
+from wsiseg.geometry import Grid
+from wsiseg.inference.contracts import TissueLike
+from wsiseg.inference.engine import BATCH_CPU, BATCH_GPU, Engine
+from wsiseg.inference.features import Schedule, schedule, tile_bytes
+from wsiseg.inference.plan import Plan, plan
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.views import ViewedSegmenter
+
+GIB = 1 << 30
+WORKERS = 4
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How a slide is worked through; only overlap, precision, seed and tta change what is computed.
+
+    The resolution, the window and the classes are the model's and cannot be chosen.
+    """
+
+    overlap_px: int = 256
+    """Pixels that neighbouring windows have in common, 0..window - 1. Where window - overlap is a
+    multiple of the tile, windows share tiles and overlap costs next to nothing."""
+    batch_size: int | None = None
+    """Tiles encoded at a time; None takes 4 on a CPU and 64 on other devices. On a CPU results are
+    the same bit for bit whatever it is; elsewhere sums may be rounded differently."""
+    workers: int | None = None
+    """Threads that read the slide; None takes one a processor, at most 4."""
+    memory_gib: float = 1.0
+    """Memory for what is kept between windows: half for tile features (on a CUDA device: a quarter
+    of its free memory instead), half for the sums of unfinished chunks. More than fits is encoded
+    again or kept in files; the result is the same."""
+    precision: str = "auto"
+    """"auto", "fp32", "bf16" or "fp16"; auto is bf16 on CUDA and fp32 elsewhere."""
+    seed: int = 0
+    """Seed of the noise that diffusion features are read at."""
+    tta: bool = False
+    """Whether to average over the eight flips and quarter turns, at eight times the cost."""
+    resume: bool = False
+    """Whether to go on with a canvas that an interrupted run of the same work left, and to leave
+    one where this run is interrupted. The result is the same."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"batch size {self.batch_size}: must be at least 1")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"{self.workers} workers: must be at least 1")
+        if not 0.01 <= self.memory_gib <= 4096:
+            raise UsageError(f"memory of {self.memory_gib} GiB: must be from 0.01 to 4096")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything that is settled before the first tile is read.
+
+    Attributes:
+        layout: windows and tiles.
+        loads: what is encoded when; None where there are no windows.
+        engine: the model at its precision.
+        batch_size: tiles encoded at a time.
+        group: windows classified at a time.
+        workers: reader threads.
+        blend_bytes: memory for unfinished chunks.
+    """
+
+    layout: Plan
+    loads: Schedule | None
+    engine: Engine
+    batch_size: int
+    group: int
+    workers: int
+    blend_bytes: int
+
+
+def prepare(
+    grid: Grid,
+    segmenter: Segmenter,
+    *,
+    options: PredictOptions,
+    tissue: TissueLike | None = None,
+) -> Job:
+    """Settle windows, batches and memory for a slide's grid.
+
+    Raises:
+        UsageError: an overlap, precision or size that cannot be.
+        ModelError: a window that is not a whole number of tiles.
+    """
+    info = segmenter.info
+    if options.tta:
+        segmenter = ViewedSegmenter(segmenter)
+    engine = Engine(segmenter, precision=options.precision, seed=options.seed)
+    layout = plan(
+        grid,
+        tissue,
+        window_px=info.window_px,
+        tile_px=info.tile_px,
+        overlap_px=options.overlap_px,
+    )
+    on_cpu = engine.device.type == "cpu"
+    batch_size = options.batch_size or (BATCH_CPU if on_cpu else BATCH_GPU)
+    half = int(options.memory_gib * GIB / 2)
+    room = torch.cuda.mem_get_info(engine.device)[0] // 4 if engine.device.type == "cuda" else half
+    capacity = max(1, room // tile_bytes(segmenter, engine.dtype))
+    return Job(
+        layout=layout,
+        loads=schedule(layout, capacity=capacity) if len(layout.windows) else None,
+        engine=engine,
+        batch_size=batch_size,
+        group=1 if on_cpu else max(1, batch_size // layout.window_tiles.shape[1]),
+        workers=options.workers or min(WORKERS, os.cpu_count() or 1),
+        blend_bytes=half,
+    )

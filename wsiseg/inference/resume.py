@@ -1,0 +1,134 @@
+"""What may be continued, and what is left of it to do. Knows no slides, networks or pixels.
+
+A canvas is continued only by the very work that began it: same slide, model, settings and versions.
+Windows are left out where all chunks that they touch are done; the others come in the same order,
+so a chunk that is not done gets the same windows in the same order as without interruption. On
+devices that compute batches, whose sums may depend on what is computed together, the batches that
+are left are the same ones too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.canvas import FORMAT, Canvas
+from wsiseg.classes import Classes
+from wsiseg.errors import CanvasError
+from wsiseg.inference.contracts import TissueLike
+from wsiseg.inference.features import Schedule
+from wsiseg.inference.plan import Plan
+
+Ints = npt.NDArray[np.int64]
+SPEED_ONLY = ("batch_size", "workers", "memory_gib")
+"""Parameters that never change what is computed on a CPU."""
+VERSIONS = ("wsiseg", "torch", "numpy")
+WORDS = {
+    "versions": "another version of wsiseg or torch",
+    "slide": "another slide",
+    "model": "another model",
+    "settings": "other settings",
+}
+
+
+def identity(
+    record: Mapping[str, Any],
+    *,
+    layout: Plan,
+    classes: Classes,
+    chunk_px: int,
+    tissue: TissueLike | None,
+    batches: Schedule | None,
+) -> dict[str, str]:
+    """What a canvas is of: a sha256, as hex, of each part (the keys of `WORDS`).
+
+    Args:
+        record: of the canvas, with slide, model, parameters and versions.
+        layout: all windows.
+        classes: of its labels.
+        chunk_px: side of its chunks.
+        tissue: where it is looked.
+        batches: what is encoded when, on a device where that can change the result; else None.
+    """
+    parameters = dict(record["parameters"])
+    device = str(parameters.pop("device")).partition(":")[0]
+    speed_only = SPEED_ONLY if batches is None else SPEED_ONLY[1:]
+    settings = {k: v for k, v in parameters.items() if k not in speed_only}
+    mask = b"" if tissue is None else np.packbits(np.asarray(tissue.mask, bool)).tobytes()
+    shape = None if tissue is None else list(tissue.mask.shape)
+    loads = b"" if batches is None else batches.tiles.tobytes()
+    grid = layout.grid
+    parts: dict[str, Any] = {
+        "versions": [FORMAT, {k: record["versions"].get(k) for k in VERSIONS}],
+        "slide": [record["slide"], list(grid.level0), grid.level0_mpp],
+        "model": [record["model"], classes.to_list()],
+        "settings": [settings, device, chunk_px, shape, _sha(mask), _sha(loads)],
+    }
+    return {k: _sha(json.dumps(v, sort_keys=True).encode()) for k, v in parts.items()}
+
+
+def take_up(path: Path, wanted: Mapping[str, str]) -> tuple[Canvas | None, int, str]:
+    """The canvas of an earlier run, if it is of the same work and whole.
+
+    Returns:
+        The canvas, or None; how many of its chunks are done; where there is one that is not
+        continued, why, in one line.
+    """
+    if not path.is_dir() or not any(path.iterdir()):
+        return None, 0, ""
+    try:
+        canvas = Canvas.open(path, writable=True)
+        found = canvas.record.get("identity")
+        known = found if isinstance(found, Mapping) else {}
+        other = [word for part, word in WORDS.items() if known.get(part) != wanted[part]]
+        if other:
+            return None, 0, f"beginning anew: {path.name} was left by {other[0]}"
+        return canvas, canvas.check(), ""
+    except CanvasError as e:
+        return None, 0, f"beginning anew: {path.name} is damaged ({e})"
+
+
+def windows_left(layout: Plan, canvas: Canvas, *, group: int) -> Ints:
+    """Which windows touch a chunk that is not done, filled up to whole groups of `group`."""
+    needed = [
+        any(not canvas.is_done(*key) for key in layout.window_chunks(place, canvas.chunk_px))
+        for place in layout.places(0, len(layout.windows))
+    ]
+    groups = np.unique(np.flatnonzero(needed) // group)
+    every = np.arange(len(needed), dtype=np.int64)
+    return every[np.isin(every // group, groups)]
+
+
+def plan_left(layout: Plan, windows: Ints) -> Plan:
+    """The plan of some of the windows, in the same order."""
+    tiles = layout.window_tiles[windows]
+    return replace(layout, windows=layout.windows[windows], window_tiles=tiles)
+
+
+def schedule_left(loads: Schedule, windows: Ints, *, batch: int) -> Schedule | None:
+    """The part of a schedule that some of the windows need, in whole batches of `batch` loads.
+
+    What a batch brings that no window takes is dropped with the window that brought it.
+    """
+    if not len(windows):
+        return None
+    every = np.arange(len(loads.tiles), dtype=np.int64)
+    needed = np.unique(loads.window_loads[windows] // batch)
+    chosen = every[np.isin(every // batch, needed)]
+    taken = np.searchsorted(chosen, loads.window_loads[windows])
+    brought = np.maximum.accumulate(taken.max(axis=1))
+    last = np.searchsorted(brought, np.arange(len(chosen)) // batch * batch)
+    np.maximum.at(last, taken, np.arange(len(windows))[:, None])
+    tiles = loads.tiles[chosen]
+    return Schedule(tiles, taken, last, len(tiles) - len(np.unique(tiles)))
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

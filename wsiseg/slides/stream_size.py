@@ -1,0 +1,42 @@
+"""The size that a compressed image states of itself, before it is decoded. Knows no files.
+
+ITU-T T.81 (JPEG) annex B: the frame header; ITU-T T.800 (JPEG 2000) annex A: the SIZ segment.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from wsiseg.geometry import Size
+
+_JPEG, _JPEG2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"  # start of image; start of stream, and SIZ
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # of C0 .. CF: Huffman tables, reserved, arithmetic coding
+
+
+def stated_size(data: bytes) -> Size | None:
+    """Width and height of a JPEG or JPEG 2000 stream; None of others, and where it states none."""
+    if data.startswith(_JPEG):
+        return _jpeg_size(data)
+    place = data.find(_JPEG2000, 0, 1 << 16)
+    if place < 0 or len(data) < place + 24:
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", data, place + 8)
+    return Size(right - left, bottom - top)
+
+
+def _jpeg_size(data: bytes) -> Size | None:
+    place = 2
+    while place + 9 <= len(data):
+        if data[place] != 0xFF:
+            return None
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return Size(width, height)
+        if marker == 0xFF:  # fill
+            place += 1
+        elif 0xD0 <= marker <= 0xD9 or marker == 0x01:  # without a length
+            place += 2
+        else:
+            place += 2 + max(2, struct.unpack_from(">H", data, place + 2)[0])
+    return None
