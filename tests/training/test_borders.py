@@ -165,6 +165,13 @@ def test_glass_covers_a_part_and_is_background() -> None:
     assert np.array_equal(batch.masks[~changed], bare.masks[~changed])
 
 
+def test_what_is_off_draws_nothing() -> None:
+    off = Background(None, [], BackgroundConfig(), label=0)
+    bare, batch = (sequence(Touching(), b).batch(range(20)) for b in (None, off))
+    assert np.array_equal(batch.images, bare.images)
+    assert batch.places == bare.places
+
+
 def test_a_share_of_glass_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"background\.glass 1"):
         BackgroundConfig(glass=1.0)
@@ -176,7 +183,11 @@ def test_background_without_a_background_class_is_refused(tmp_path: Path) -> Non
     chosen = BackgroundConfig((SourceConfig("*.png"),))
     with pytest.raises(ConfigError, match="background"):
         Background.load(chosen, data, mpp=1.0)
+    with pytest.raises(ConfigError, match="background class"):
+        Background.load(BackgroundConfig(glass=0.1), data, mpp=1.0)
     assert Background.load(BackgroundConfig(), data, mpp=1.0) is None
+    with pytest.raises(ConfigError, match=r"background\.sources"):
+        Background.load(chosen, Touching(), mpp=1.0)
 
 
 def test_a_border_model_is_trained_stored_and_predicts(tmp_path: Path) -> None:

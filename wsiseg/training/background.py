@@ -40,12 +40,13 @@ class BackgroundConfig:
 class Background:
     """Background images in memory, glass, and the label of all their pixels."""
 
-    def __init__(self, pool: TilePool | None, config: BackgroundConfig, label: int) -> None:
-        """Patches are cut from `pool`, if there is one, as the configuration says."""
-        self._pool, self._label = pool, label
+    def __init__(
+        self, pool: TilePool | None, names: list[str], config: BackgroundConfig, *, label: int
+    ) -> None:
+        """Patches are cut from `pool`, if there is one, whose files are `names`."""
+        self._pool, self.names, self._label = pool, names, label
         self.share = config.share if pool else 0.0
         self.glass = config.glass
-        self.names: list[str] = []
 
     @classmethod
     def load(
@@ -68,14 +69,15 @@ class Background:
             return None
         labels = [k for k, c in enumerate(dataset.classes) if c.background]
         root = dataset.folder
-        if not labels or (config.sources and root is None):
-            raise ConfigError("background: only for a data set in a folder, with background class")
-        if not config.sources or root is None:
-            return cls(None, config, labels[0])
+        if not labels:
+            raise ConfigError("background: only for a data set with a background class")
+        if not config.sources:
+            return cls(None, [], config, label=labels[0])
+        if root is None:
+            raise ConfigError("background.sources: only for a data set in a folder")
         pool = load_pools(config.sources, root, mpp=mpp, memory_gb=memory_gb).training
-        background = cls(pool, config, labels[0])
-        background.names = [name for group in pool.names(root) for name in group]
-        return background
+        names = [name for group in pool.names(root) for name in group]
+        return cls(pool, names, config, label=labels[0])
 
     def patch(
         self, size_px: tuple[int, int], rng: np.random.Generator, *, scale: tuple[float, float]

@@ -187,7 +187,7 @@ class Patches:
         else:
             image, mask = self.store.get(int(self.order(epoch)[position]))
             patch, target = random_patch(image, mask, self.size_px, rng=rng, config=self.augment)
-        if other is not None and rng.random() < other.glass:
+        if other is not None and other.glass and rng.random() < other.glass:
             patch, target = other.with_glass(patch, target, rng)
         return patch, target, Point(int(rng.integers(1 << 16)), int(rng.integers(1 << 16)))
 
