@@ -6,6 +6,7 @@ Geometry is drawn per image with Pillow (one resampling), colour per batch on te
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from wsiseg.datasets.colour import channel_jitter, hed_jitter, random_blur, tone
 from wsiseg.errors import ConfigError
 
 UInt8 = npt.NDArray[np.uint8]
+ELASTIC_CELL_PX = 64
+"""Side of the cells of the net that elastic deformation moves."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class AugmentConfig:
     """Range of the magnification, log-uniform; 1 = the model's mpp."""
     rotate: bool = True
     """Whether to rotate by any angle (else by multiples of 90 degrees)."""
+    elastic_px: float = 0.0
+    """The corners of a net of `ELASTIC_CELL_PX` cells are shifted by up to this along each axis,
+    and what lies between them bilinearly; 0 = off."""
     stain_gain: float = 0.2
     """Optical density of each channel is multiplied by 1 +- this."""
     stain_shift: float = 0.05
@@ -49,7 +55,8 @@ class AugmentConfig:
         for name in ("stain_gain", "hed_gain", "brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"augment.{name}: must be from 0 to below 1")
-        for name, most in (("stain_shift", 2.0), ("hed_shift", 2.0), ("blur_px", 16.0)):
+        limits = {"stain_shift": 2.0, "hed_shift": 2.0, "blur_px": 16.0, "elastic_px": 16.0}
+        for name, most in limits.items():
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"augment.{name}: must be from 0 to {most:g}")
 
@@ -156,7 +163,7 @@ def random_patch(
     angle = rng.uniform(0, 2 * np.pi) if config.rotate else rng.integers(4) * np.pi / 2
     flip = -1.0 if rng.random() < 0.5 else 1.0
     cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
-    reach = int(np.ceil(np.hypot(height, width) / 2 / factor)) + 2
+    reach = int(np.ceil(np.hypot(height, width) / 2 / factor + 2 * config.elastic_px / factor)) + 2
     cx = _centre(image.shape[1], width / factor, rng) + reach
     cy = _centre(image.shape[0], height / factor, rng) + reach
     a, b, d, e = cos * flip, -sin, sin * flip, cos
@@ -164,11 +171,49 @@ def random_patch(
     pad = ((reach, reach), (reach, reach))
     sheet = Image.fromarray(np.pad(image, (*pad, (0, 0)), mode="symmetric"))
     labels = Image.fromarray(np.pad(mask, pad, mode="symmetric"))
-    matrix = (a, b, x0, d, e, y0)
-    affine = Image.Transform.AFFINE
-    patch = sheet.transform((width, height), affine, matrix, Image.Resampling.BILINEAR)
-    target = labels.transform((width, height), affine, matrix, Image.Resampling.NEAREST)
+    how: Any = Image.Transform.AFFINE
+    data: Any = (a, b, x0, d, e, y0)
+    if config.elastic_px:
+        how = Image.Transform.MESH
+        data = _net(size, np.array(data).reshape(2, 3), rng, shift_px=config.elastic_px)
+    patch = sheet.transform((width, height), how, data, Image.Resampling.BILINEAR)
+    target = labels.transform((width, height), how, data, Image.Resampling.NEAREST)
     return np.asarray(patch), np.asarray(target)
+
+
+def _net(
+    size: tuple[int, int],
+    matrix: npt.NDArray[np.float64],
+    rng: np.random.Generator,
+    *,
+    shift_px: float,
+) -> list[tuple[tuple[int, int, int, int], tuple[float, ...]]]:
+    """Pillow's mesh of a patch: (box in the patch, corners in the image) of every cell.
+
+    Args:
+        size: (height, width) of the patch.
+        matrix: (2, 3), from (x, y, 1) in the patch to (x, y) in the image.
+        rng: source of randomness.
+        shift_px: each corner is shifted by up to this along each axis of the patch.
+    """
+    ys, xs = (
+        np.linspace(0, n, max(1, round(n / ELASTIC_CELL_PX)) + 1).round().astype(int) for n in size
+    )
+    x, y = np.meshgrid(xs, ys)
+    moved = np.stack((x, y)) + rng.uniform(-shift_px, shift_px, (2, *x.shape))
+    corners = np.einsum("ij,jyx->yxi", matrix[:, :2], moved) + matrix[:, 2]
+    return [
+        (
+            (int(xs[k]), int(ys[r]), int(xs[k + 1]), int(ys[r + 1])),
+            tuple(
+                float(v)
+                for corner in ((r, k), (r + 1, k), (r + 1, k + 1), (r, k + 1))
+                for v in corners[corner]
+            ),
+        )
+        for r in range(len(ys) - 1)
+        for k in range(len(xs) - 1)
+    ]
 
 
 def _centre(extent: float, needed: float, rng: np.random.Generator) -> float:

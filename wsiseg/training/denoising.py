@@ -40,8 +40,8 @@ def move_average(average: nn.Module, live: nn.Module, *, ema: float, step: int) 
     """
     decay = min(ema, (1 + step) / (10 + step))
     with torch.no_grad():
-        for kept, now in zip(average.parameters(), live.parameters(), strict=True):
-            kept.lerp_(now, 1 - decay)
+        kept: tuple[Tensor, ...] = tuple(average.parameters())
+        torch._foreach_lerp_(kept, tuple(live.parameters()), 1 - decay)  # on a GPU: few launches
         for buffer, current in zip(average.buffers(), live.buffers(), strict=True):
             if buffer.is_floating_point():
                 buffer.lerp_(current, 1 - decay)
