@@ -128,7 +128,7 @@ class Engine:
                 self.segmenter.tile_features(images[a:b], places[a:b], self._seed)
                 for a, b in self._parts(len(images))
             ]
-            return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+            return tuple(_joined(maps) for maps in zip(*parts, strict=True))
 
     def classify(self, features: Features, places: Sequence[Point]) -> Tensor:
         """(B, C[+1], window, window) float32 probabilities of the windows at `places`.
@@ -143,7 +143,7 @@ class Engine:
                 self.segmenter.window_probabilities(tuple(maps[a:b] for maps in features))
                 for a, b in self._parts(len(places))
             ]
-            probabilities = torch.cat(parts)
+            probabilities = _joined(parts)
             good = torch.isfinite(probabilities.flatten(1).sum(dim=1))
         self._checks.append(_check(good, places))
         self.settle(AHEAD if probabilities.is_cuda else 0)
@@ -168,6 +168,10 @@ class Engine:
             f"model {self.segmenter.info.name} gave values that are no numbers in the window at"
             f" ({place.x}, {place.y}){hint or '; its weights are damaged'}"
         )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _check(good: Tensor, places: Sequence[Point]) -> _Check:

@@ -59,6 +59,7 @@ class FastExtractor(FeatureExtractor):
         super().__init__()
         self.specs, self.tile_px = source.specs, source.tile_px
         network = copy.deepcopy(source).eval().requires_grad_(False).to(dtype)
+        network.drop_decoder()
         fuse(network)
         device = next(network.parameters()).device
         network.alphas_bar = network.alphas_bar.to(device)

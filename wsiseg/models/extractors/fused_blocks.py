@@ -24,7 +24,7 @@ def fuse(network: nn.Module) -> nn.Module:
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
 
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             own: Any = child
