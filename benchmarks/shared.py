@@ -60,6 +60,8 @@ class Within:
 class KeepingBlender(Blender):
     """A blender that also keeps the blended probabilities, before they are rounded to labels."""
 
+    whole = True
+
     def __init__(self, *args: Any, maps: Maps, tissue: TissueLike | None, **options: Any) -> None:
         """Keeps what it writes in `maps` (C, H, W)."""
         super().__init__(*args, tissue=tissue, **options)

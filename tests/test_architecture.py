@@ -50,6 +50,7 @@ LIBRARIES = {
     "geojson": {"outputs"},
     "matplotlib": {"training"},
     "accelerate": {"training"},
+    "triton": {"models"},
     "tensorboardX": {"training"},
     "click": {"cli"},
     "tqdm": {"cli"},
@@ -107,6 +108,8 @@ def test_files_and_functions_stay_small() -> None:
                 lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
                 arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
                 count = len([a for a in arguments if a.arg not in ("self", "cls")])
+                if ast.unparse(ast.Tuple(node.decorator_list)) == "(triton.jit,)":
+                    count = 0  # a kernel has an argument for each pointer and size
                 if lines > 50 or count > 6:
                     wrong.append(f"{path.relative_to(ROOT)}:{node.name} {lines} lines {count} args")
     assert not wrong

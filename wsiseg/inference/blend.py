@@ -12,6 +12,9 @@ kept beside the labels.
 Memory bound: the accumulators of the chunks that are begun and not finished, one float32 a pixel
 for each map and one for the weights. What exceeds `memory_bytes` is kept in files beside the
 canvas, least recently used first, and read back bit for bit.
+
+The sums are kept on the device that the probabilities come from. Where that is no CPU, only labels
+and confidences leave it, and a thread writes them while the device goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ import secrets
 import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +37,15 @@ from wsiseg.errors import CanvasError
 from wsiseg.geometry import Box, Point
 from wsiseg.inference.contracts import TissueLike
 from wsiseg.inference.plan import Plan
+from wsiseg.inference.transfer import on_its_way
+from wsiseg.inference.writing import Writer
 
 Floats = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 Key = tuple[int, int]
 FLOOR = 1e-3
+WAITING = 64
+"""Finished chunks that may wait to be written."""
 
 
 def window_weight(window_px: int) -> Floats:
@@ -61,27 +70,32 @@ class Accumulators:
         spilled: how many times an array was written to disk.
     """
 
-    def __init__(self, folder: Path, *, memory_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, *, memory_bytes: int, device: torch.device | None = None
+    ) -> None:
         """Arrays that do not fit go to `folder`, which is made then and removed by `close`."""
-        self._folder, self._limit = folder, memory_bytes
-        self._live: OrderedDict[Key, Floats] = OrderedDict()
+        self._folder, self._limit, self._device = folder, memory_bytes, device
+        self._live: OrderedDict[Key, Tensor] = OrderedDict()
         self._on_disk: dict[Key, tuple[int, ...]] = {}
         self._bytes = 0
         self.spilled = 0
 
-    def get(self, key: Key, shape: tuple[int, ...]) -> Floats:
+    def get(self, key: Key, shape: tuple[int, ...]) -> Tensor:
         """The array of a chunk, for changing in place; zeros of `shape` at the first call."""
         if key in self._live:
             self._live.move_to_end(key)
             return self._live[key]
-        array = self._load(key) if key in self._on_disk else np.zeros(shape, np.float32)
+        array = self._load(key) if key in self._on_disk else self._zeros(shape)
         self._live[key] = array
         self._bytes += array.nbytes
         while self._bytes > self._limit and len(self._live) > 1:
             self._spill(*self._live.popitem(last=False))
         return array
 
-    def pop(self, key: Key) -> Floats:
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=self._device)
+
+    def pop(self, key: Key) -> Tensor:
         """The array of a chunk, which is forgotten."""
         array = self._live.pop(key)
         self._bytes -= array.nbytes
@@ -96,24 +110,24 @@ class Accumulators:
     def _path(self, key: Key) -> Path:
         return self._folder / f"{key[0]}-{key[1]}.f32"
 
-    def _spill(self, key: Key, array: Floats) -> None:
+    def _spill(self, key: Key, array: Tensor) -> None:
         try:
             self._folder.mkdir(exist_ok=True)
-            array.tofile(self._path(key))
+            array.cpu().numpy().tofile(self._path(key))
         except OSError as e:
             raise CanvasError(f"{self._folder}: cannot write ({e.strerror or e})") from e
-        self._on_disk[key] = array.shape
+        self._on_disk[key] = tuple(array.shape)
         self._bytes -= array.nbytes
         self.spilled += 1
 
-    def _load(self, key: Key) -> Floats:
+    def _load(self, key: Key) -> Tensor:
         shape = self._on_disk.pop(key)
         try:
             array = np.fromfile(self._path(key), np.float32).reshape(shape)
             self._path(key).unlink()
         except (OSError, ValueError) as e:
             raise CanvasError(f"{self._path(key)}: cannot read back ({e})") from e
-        return array
+        return torch.from_numpy(array).to(self._device)
 
 
 class Blender:
@@ -121,7 +135,10 @@ class Blender:
 
     Attributes:
         spilled: how many times an accumulator was written to disk for lack of memory.
+        whole: whether finished chunks come to `write` with all probabilities from any device.
     """
+
+    whole = False
 
     def __init__(
         self,
@@ -131,6 +148,7 @@ class Blender:
         *,
         tissue: TissueLike | None = None,
         memory_bytes: int = 1 << 29,
+        device: torch.device | None = None,
     ) -> None:
         """Pixels outside `tissue` are written as 0 (None: all pixels are tissue).
 
@@ -146,8 +164,10 @@ class Blender:
         for left_behind in canvas.path.glob("spill*"):
             shutil.rmtree(left_behind, ignore_errors=True)
         folder = canvas.path / f"spill-{secrets.token_hex(4)}"
-        self._store = Accumulators(folder, memory_bytes=memory_bytes)
-        self._weight = torch.from_numpy(window_weight(plan.window_px))
+        self._device = device or torch.device("cpu")
+        self._store = Accumulators(folder, memory_bytes=memory_bytes, device=self._device)
+        self._weight = torch.from_numpy(window_weight(plan.window_px)).to(self._device)
+        self._writer = None if self._device.type == "cpu" else Writer(WAITING)
 
     @property
     def spilled(self) -> int:
@@ -164,7 +184,7 @@ class Blender:
         Raises:
             CanvasError: the canvas or the files beside it cannot be written.
         """
-        for values, place in zip(probabilities.float().cpu(), windows, strict=True):
+        for values, place in zip(probabilities.float().to(self._device), windows, strict=True):
             for key in self._plan.window_chunks(place, self._canvas.chunk_px):
                 if key in self._left:
                     self._add_to_chunk(key, values, place)
@@ -175,30 +195,54 @@ class Blender:
         Raises:
             CanvasError: some window is missing.
         """
+        if self._writer is not None:
+            self._writer.finish()
         self.close()
         if self._left:
             raise CanvasError(f"{self._canvas.path}: {len(self._left)} chunks lack windows")
 
     def close(self) -> None:
         """Drop what is not finished, and its files."""
+        if self._writer is not None:
+            self._writer.close()
         self._store.close()
 
     def write(self, row: int, column: int, state: Floats) -> None:
         """Turn a finished chunk (maps + 1, h, w), means and sum of weights, into labels."""
-        box = self._canvas.chunk_box(row, column)
-        seen = state[-1] > 0
-        if self._tissue is not None:
-            seen &= self._tissue.region(box, self._canvas.grid)
-        means = torch.from_numpy(state[:-1])
+        self._put((row, column), *self._planes(torch.from_numpy(state)))
+
+    def _planes(self, state: Tensor) -> list[Tensor]:
+        """Of a finished chunk: 1 where seen, labels, confidence, and borders if there are any."""
+        means = state[:-1]
         best, index = means[: self._classes].max(dim=0)
-        labels = (index.to(torch.uint8) + 1).numpy()
-        border = _bytes(means[-1]) * seen if self._canvas.has_border else None
-        self._canvas.write_chunk(row, column, labels * seen, _bytes(best) * seen, border)
+        planes = [state[-1] > 0, index.to(torch.uint8) + 1, _bytes(best)]
+        return [*planes, _bytes(means[-1])] if self._canvas.has_border else planes
+
+    def _put(self, key: Key, *planes: Tensor) -> None:
+        """Write the planes of a finished chunk, 0 where nothing was seen or is to be."""
+        seen, labels, best, *border = (p.numpy() for p in planes)
+        if self._tissue is not None:
+            seen = seen & self._tissue.region(self._canvas.chunk_box(*key), self._canvas.grid)
+        self._canvas.write_chunk(*key, labels * seen, best * seen, *(b * seen for b in border))
+
+    def _finish_chunk(self, key: Key, state: Tensor) -> None:
+        if self._writer is None or self.whole:
+            self.write(*key, state.cpu().numpy())
+            return
+        planes = [on_its_way(p) for p in self._planes(state)]
+        self._writer.give(partial(self._put_later, key, planes))
+
+    def _put_later(self, key: Key, planes: list[tuple[Tensor, Any]]) -> None:
+        """Write planes once they are there."""
+        for _, ready in planes:
+            if ready is not None:
+                ready.synchronize()
+        self._put(key, *(plane for plane, _ in planes))
 
     def _add_to_chunk(self, key: Key, values: Tensor, place: Point) -> None:
         chunk = self._canvas.chunk_box(*key)
         shape = (self._maps + 1, chunk.height, chunk.width)
-        state = torch.from_numpy(self._store.get(key, shape))
+        state = self._store.get(key, shape)
         common = chunk.intersection(self._plan.window_box(place))
         inside = Box(common.x - chunk.x, common.y - chunk.y, common.width, common.height).slices
         window = Box(common.x - place.x, common.y - place.y, common.width, common.height).slices
@@ -208,10 +252,9 @@ class Blender:
         self._left[key] -= 1
         if not self._left[key]:
             del self._left[key]
-            self.write(*key, self._store.pop(key))
+            self._finish_chunk(key, self._store.pop(key))
 
 
-def _bytes(probabilities: Tensor) -> UInt8:
+def _bytes(probabilities: Tensor) -> Tensor:
     """Probabilities x 255, rounded."""
-    values: UInt8 = (probabilities * 255).round_().clamp_(0, 255).to(torch.uint8).numpy()
-    return values
+    return (probabilities * 255).round_().clamp_(0, 255).to(torch.uint8)

@@ -9,11 +9,11 @@ it costs nothing, as batches do not make a CPU faster. Other devices compute a b
 
 from __future__ import annotations
 
-import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,14 @@ from wsiseg.geometry import Point
 from wsiseg.inference.features import FeatureStore, Schedule, groups
 from wsiseg.inference.plan import Plan
 from wsiseg.inference.runtime import CompiledExtractor
+from wsiseg.inference.transfer import on_its_way
 from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_CPU, BATCH_GPU = 4, 64
+AHEAD = 4
+"""Groups of windows that may be queued on a CUDA device before the first is looked at."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -76,6 +79,14 @@ class Stopwatch:
         return time.perf_counter() - self._began
 
 
+class _Check(NamedTuple):
+    """Whether windows have numbers: (B,) bool on the CPU, there once the event has come."""
+
+    good: Tensor
+    ready: Any
+    places: Sequence[Point]
+
+
 class Engine:
     """A segmenter in evaluation mode, without gradients, at one precision.
 
@@ -96,6 +107,9 @@ class Engine:
         self.runtime = "openvino" if compiled else "torch"
         self.dtype = DTYPES[self.precision]
         self._seed = seed
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # events, graphs and kernels take the current one
+        self._checks: deque[_Check] = deque()
 
     def _mode(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -114,10 +128,12 @@ class Engine:
                 self.segmenter.tile_features(images[a:b], places[a:b], self._seed)
                 for a, b in self._parts(len(images))
             ]
-            return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+            return tuple(_joined(maps) for maps in zip(*parts, strict=True))
 
     def classify(self, features: Features, places: Sequence[Point]) -> Tensor:
         """(B, C[+1], window, window) float32 probabilities of the windows at `places`.
+
+        A CUDA device is not waited for: what it gave is looked at some calls later, or by `settle`.
 
         Raises:
             ModelError: the network gave values that are no numbers.
@@ -127,18 +143,40 @@ class Engine:
                 self.segmenter.window_probabilities(tuple(maps[a:b] for maps in features))
                 for a, b in self._parts(len(places))
             ]
-            probabilities = torch.cat(parts)
-            if not math.isfinite(float(probabilities.sum())):
-                raise ModelError(self._not_numbers(probabilities, places))
+            probabilities = _joined(parts)
+            good = torch.isfinite(probabilities.flatten(1).sum(dim=1))
+        self._checks.append(_check(good, places))
+        self.settle(AHEAD if probabilities.is_cuda else 0)
         return probabilities
 
-    def _not_numbers(self, probabilities: Tensor, places: Sequence[Point]) -> str:
-        bad = (~torch.isfinite(probabilities)).flatten(1).any(dim=1).tolist().index(True)
+    def settle(self, ahead: int = 0) -> None:
+        """Look at what `classify` gave, but for the last `ahead` calls.
+
+        Raises:
+            ModelError: values that are no numbers.
+        """
+        while len(self._checks) > ahead:
+            good, ready, places = self._checks.popleft()
+            if ready is not None:
+                ready.synchronize()
+            if not bool(good.all()):
+                raise ModelError(self._not_numbers(places[good.tolist().index(False)]))
+
+    def _not_numbers(self, place: Point) -> str:
         hint = "" if self.precision == "fp32" else "; try --precision fp32"
         return (
             f"model {self.segmenter.info.name} gave values that are no numbers in the window at"
-            f" ({places[bad].x}, {places[bad].y}){hint or '; its weights are damaged'}"
+            f" ({place.x}, {place.y}){hint or '; its weights are damaged'}"
         )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+
+
+def _check(good: Tensor, places: Sequence[Point]) -> _Check:
+    """What is to be looked at once the device has come so far."""
+    return _Check(*on_its_way(good), places)
 
 
 class WindowFeatures:

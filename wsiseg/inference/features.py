@@ -124,7 +124,10 @@ def tile_bytes(segmenter: Segmenter, dtype: torch.dtype) -> int:
 
 
 class FeatureStore:
-    """The features that windows still need, by load number."""
+    """The features that windows still need, by load number, in the order that they have in memory.
+
+    The maps of a tile lie in one row of a block, channel by channel or pixel by pixel.
+    """
 
     def __init__(self, size: int, *, dtype: torch.dtype, device: torch.device) -> None:
         """A store of at most `size` tiles, whose memory is taken when the first ones come."""
@@ -132,6 +135,8 @@ class FeatureStore:
         self._slots: dict[int, int] = {}
         self._dtype, self._device = dtype, device
         self._blocks: Features = ()
+        self._shapes: list[torch.Size] = []
+        self._by_pixel: list[bool] = []
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -140,25 +145,47 @@ class FeatureStore:
         """Keep the features of a batch, one (B, channels, h, w) tensor a map."""
         if not self._blocks:
             size = len(self._free)
+            self._shapes = [f.shape[1:] for f in features]
+            self._by_pixel = [_pixel_by_pixel(f) for f in features]
             self._blocks = tuple(
-                torch.empty((size, *f.shape[1:]), dtype=self._dtype, device=self._device)
+                torch.empty((size, f[0].numel()), dtype=self._dtype, device=self._device)
                 for f in features
             )
         slots = [self._free.pop() for _ in loads]
         self._slots.update(zip(loads, slots, strict=True))
-        index = torch.tensor(slots, device=self._device)
-        for block, feature in zip(self._blocks, features, strict=True):
-            block.index_copy_(0, index, feature.to(self._dtype))
+        index = self._index(slots)
+        for block, feature, by_pixel in zip(self._blocks, features, self._by_pixel, strict=True):
+            rows = (feature.permute(0, 2, 3, 1) if by_pixel else feature).flatten(1)
+            block.index_copy_(0, index, rows.to(self._dtype))
 
     def windows(self, loads: Ints) -> Features:
         """(B, R, K, channels, h, w) features of windows from their loads (B, R * K)."""
         side = round(loads.shape[1] ** 0.5)
-        slots = [self._slots[int(load)] for load in loads.ravel()]
-        index = torch.tensor(slots, device=self._device)
-        shape = (len(loads), side, side)
-        gathered = (block.index_select(0, index) for block in self._blocks)
-        return tuple(maps.reshape(*shape, *maps.shape[1:]) for maps in gathered)
+        index = self._index([self._slots[int(load)] for load in loads.ravel()])
+        found = []
+        for block, (c, h, w), by_pixel in zip(
+            self._blocks, self._shapes, self._by_pixel, strict=True
+        ):
+            rows = block.index_select(0, index)
+            if by_pixel:
+                maps = rows.reshape(len(loads), side, side, h, w, c).permute(0, 1, 2, 5, 3, 4)
+            else:
+                maps = rows.reshape(len(loads), side, side, c, h, w)
+            found.append(maps)
+        return tuple(found)
+
+    def _index(self, slots: list[int]) -> torch.Tensor:
+        """Slots on the device, without waiting for it."""
+        index = torch.tensor(slots)
+        if self._device.type == "cuda":
+            index = index.pin_memory()
+        return index.to(self._device, non_blocking=True)
 
     def release(self, loads: Ints) -> None:
         """Forget loads that no later window takes."""
         self._free.extend(self._slots.pop(int(load)) for load in loads)
+
+
+def _pixel_by_pixel(maps: torch.Tensor) -> bool:
+    """Whether (B, channels, h, w) maps have the channels of a pixel side by side."""
+    return not maps.is_contiguous() and maps.is_contiguous(memory_format=torch.channels_last)

@@ -10,14 +10,15 @@ import torch
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Grid
 from wsiseg.inference.contracts import TissueLike
-from wsiseg.inference.engine import BATCH_CPU, BATCH_GPU, Engine
+from wsiseg.inference.engine import BATCH_CPU, BATCH_GPU, DTYPES, Engine, resolve_precision
+from wsiseg.inference.fast import to_fast
 from wsiseg.inference.features import Schedule, schedule, tile_bytes
 from wsiseg.inference.plan import Plan, plan
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.models.views import ViewedSegmenter
 
 GIB = 1 << 30
-WORKERS = 4
+WORKERS_CPU, WORKERS_GPU = 4, 8
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class PredictOptions:
     """Tiles encoded at a time; None takes 4 on a CPU and 64 on other devices. On a CPU results are
     the same bit for bit whatever it is; elsewhere sums may be rounded differently."""
     workers: int | None = None
-    """Threads that read the slide; None takes one a processor, at most 4."""
+    """Threads that read the slide; None takes one a processor, at most 4 (8 for a GPU)."""
     memory_gib: float = 1.0
-    """Memory for what is kept between windows: half for tile features (on a CUDA device: a quarter
-    of its free memory instead), half for the sums of unfinished chunks. More than fits is encoded
-    again or kept in files; the result is the same."""
+    """Memory for what is kept between windows: half for tile features and half for the sums of
+    unfinished chunks; on a CUDA device instead a quarter and an eighth of its free memory. More
+    than fits is encoded again or kept in files; the result is the same."""
     precision: str = "auto"
     """"auto", "fp32", "bf16" or "fp16"; auto is bf16 on CUDA and fp32 elsewhere."""
     seed: int = 0
@@ -95,6 +96,10 @@ def prepare(
         ModelError: a window that is not a whole number of tiles.
     """
     info = segmenter.info
+    if segmenter.device.type == "cuda":
+        segmenter = to_fast(
+            segmenter, DTYPES[resolve_precision(options.precision, segmenter.device)]
+        )
     if options.tta:
         segmenter = ViewedSegmenter(segmenter)
     engine = Engine(segmenter, precision=options.precision, seed=options.seed)
@@ -108,14 +113,17 @@ def prepare(
     on_cpu = engine.device.type == "cpu"
     batch_size = options.batch_size or (BATCH_CPU if on_cpu else BATCH_GPU)
     half = int(options.memory_gib * GIB / 2)
-    room = torch.cuda.mem_get_info(engine.device)[0] // 4 if engine.device.type == "cuda" else half
+    on_cuda = engine.device.type == "cuda"
+    free = torch.cuda.mem_get_info(engine.device)[0] if on_cuda else 0
+    room = free // 4 if on_cuda else half
     capacity = max(1, room // tile_bytes(segmenter, engine.dtype))
+    workers = WORKERS_CPU if on_cpu else WORKERS_GPU
     return Job(
         layout=layout,
         loads=schedule(layout, capacity=capacity) if len(layout.windows) else None,
         engine=engine,
         batch_size=batch_size,
         group=1 if on_cpu else max(1, batch_size // layout.window_tiles.shape[1]),
-        workers=options.workers or min(WORKERS, os.cpu_count() or 1),
-        blend_bytes=half,
+        workers=options.workers or min(workers, os.cpu_count() or 1),
+        blend_bytes=free // 8 if on_cuda else half,
     )

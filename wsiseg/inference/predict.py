@@ -164,6 +164,7 @@ def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
             canvas,
             tissue=work.tissue,
             memory_bytes=job.blend_bytes,
+            device=job.engine.device,
         )
         try:
             _segment(work, blender, progress or (lambda done, total: None))
@@ -224,7 +225,10 @@ def _segment(work: Work, blender: Blender, progress: Progress) -> None:
                 probabilities = engine.classify(features.windows(start, stop), places)
             with watch("blend"):
                 blender.add(probabilities, places)
-    blender.finish()
+        with watch("head"):
+            engine.settle()
+    with watch("blend"):
+        blender.finish()
 
 
 def _check_target(path: Path) -> None:

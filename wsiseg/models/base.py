@@ -37,7 +37,10 @@ def to_tensor(
     device: torch.device | None = None,
 ) -> Tensor:
     """uint8 RGB images (B, H, W, 3) as a (B, 3, H, W) float32 tensor in [-1, 1] on a device."""
-    batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(images)))).to(device)
+    batch = torch.from_numpy(np.ascontiguousarray(np.stack(list(images))))
+    if device is not None and device.type == "cuda":  # copied while the host goes on
+        batch = batch.pin_memory().to(device, non_blocking=True)
+    batch = batch.to(device)
     return batch.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
 
 

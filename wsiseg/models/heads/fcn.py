@@ -22,6 +22,7 @@ from torch.nn import functional as nnf
 
 from wsiseg.errors import ConfigError
 from wsiseg.models.base import Features, FeatureSpec, Head, lay_out
+from wsiseg.models.fused import channels_last, kernels, spread
 
 STRIDE = 4
 """Window pixels per pixel of the FCN's input."""
@@ -77,26 +78,69 @@ class FCN(Head):
             (B, widths[0], R * side, K * side), side = tile_px / 4.
         """
         b, r, k = features[0].shape[:3]
-        total: Tensor | None = None
         stacked = [
             torch.cat([features[i].flatten(0, 2) for i in maps], dim=1) for maps, _ in self.groups
         ]
+        weights = [
+            torch.cat([self.conv.weight[:, first:last] for first, last in runs], dim=1)
+            for _, runs in self.groups
+        ]
+        total = self._at_once(stacked, weights, (b, r, k))
+        if total is None:
+            total = self._place_by_place(stacked, weights, (b, r, k))
+        assert self.conv.bias is not None
+        return total + self.conv.bias.view(1, -1, 1, 1).to(total.dtype)
+
+    def _place_by_place(
+        self, stacked: Sequence[Tensor], weights: Sequence[Tensor], layout: tuple[int, int, int]
+    ) -> Tensor:
+        """The sum over the nine kernel places of projections, upsampled, laid out and shifted."""
+        total: Tensor | None = None
         for dy in range(3):
             for dx in range(3):
-                laid = lay_out(torch.unflatten(self._project(stacked, dy, dx), 0, (b, r, k)))
+                places = [w[:, :, dy, dx, None, None].contiguous() for w in weights]
+                projected = self._project(stacked, places)
+                laid = lay_out(torch.unflatten(projected, 0, layout))
                 height, width = laid.shape[-2:]
                 padded = nnf.pad(laid, (1, 1, 1, 1))
                 part = padded[..., dy : dy + height, dx : dx + width]
                 total = part if total is None else total + part
         assert total is not None
-        assert self.conv.bias is not None
-        return total + self.conv.bias.view(1, -1, 1, 1).to(total.dtype)
+        return total
 
-    def _project(self, stacked: Sequence[Tensor], dy: int, dx: int) -> Tensor:
+    def _at_once(
+        self, stacked: Sequence[Tensor], weights: Sequence[Tensor], layout: tuple[int, int, int]
+    ) -> Tensor | None:
+        """The same in one pass a resolution, where there are kernels for it, else None.
+
+        Maps that need no upsampling are convolved as they are.
+        """
+        if kernels(stacked[0]) is None:
+            return None
+        b, r, k = layout
+        width, side = self.config.widths[0], self.side_px
+        total: Tensor | None = None
+        rest = []
+        for maps, weight in zip(stacked, weights, strict=True):
+            if maps.shape[-1] == side and total is None:
+                rows = torch.unflatten(maps.permute(0, 2, 3, 1), 0, layout)
+                laid = rows.transpose(2, 3).reshape(b, r * side, k * side, -1).permute(0, 3, 1, 2)
+                total = channels_last(nnf.conv2d(laid, weight.to(maps.dtype), padding=1))
+            else:
+                rest.append((maps, weight))
+        if total is None:
+            zeros = stacked[0].new_zeros(b, r * side, k * side, width)
+            total = zeros.permute(0, 3, 1, 2)
+        for maps, weight in rest:
+            rows = maps.permute(0, 2, 3, 1).contiguous()
+            places = weight.permute(2, 3, 0, 1).flatten(0, 2).to(maps.dtype)
+            spread(nnf.linear(rows, places), total, tile_rows=r, tile_columns=k)
+        return total
+
+    def _project(self, stacked: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
         """Sum of the upsampled 1x1 projections of one kernel place, a tile each."""
         total: Tensor | None = None
-        for maps, (_, columns) in zip(stacked, self.groups, strict=True):
-            kernel = self.conv.weight[:, columns, dy, dx, None, None]
+        for maps, kernel in zip(stacked, places, strict=True):
             part = nnf.conv2d(maps, kernel.to(maps.dtype))
             if part.shape[-1] != self.side_px:
                 part = nnf.interpolate(
@@ -106,14 +150,13 @@ class FCN(Head):
         assert total is not None
         return total
 
-    def _group_by_stride(self) -> list[tuple[list[int], list[int]]]:
-        """(map numbers, input channels of the first convolution) for each native resolution."""
-        starts = [0]
-        for spec in self.specs:
-            starts.append(starts[-1] + spec.channels)
-        groups: dict[int, tuple[list[int], list[int]]] = {}
+    def _group_by_stride(self) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(map numbers, runs of input channels of the first convolution) by native resolution."""
+        start = 0
+        groups: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
         for i, spec in enumerate(self.specs):
-            maps, columns = groups.setdefault(spec.stride, ([], []))
+            maps, runs = groups.setdefault(spec.stride, ([], []))
             maps.append(i)
-            columns.extend(range(starts[i], starts[i + 1]))
+            runs.append((start, start + spec.channels))
+            start += spec.channels
         return list(groups.values())
