@@ -54,6 +54,7 @@ LIBRARIES = {
     "tensorboardX": {"training"},
     "click": {"cli"},
     "tqdm": {"cli"},
+    "ray": {"cli"},
 }
 
 

@@ -72,7 +72,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
-def _warn(
+def show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -94,7 +94,7 @@ def main() -> None:
     Ends the process with 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM).
     """
     before = signal.signal(signal.SIGTERM, _terminate)
-    plain, warnings.showwarning = warnings.showwarning, _warn
+    plain, warnings.showwarning = warnings.showwarning, show_warning
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

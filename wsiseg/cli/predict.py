@@ -65,6 +65,19 @@ import click
     show_default=True,
     help="Library that reads the slides.",
 )
+@click.option("--gpus", help="GPUs to work on at the same time, as 0,1: a process each.")
+@click.option("--processes", type=int, help="Slides done at the same time, each by a process.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="What shares out the slides: this machine, or Ray, an extra to install.",
+)
+@click.option(
+    "--address", help="Ray cluster to join, as HOST:PORT or auto; else one is begun here."
+)
+@click.option("--gpu-share", type=float, help="Part of a GPU that a slide takes, for Ray.")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
     """Segment slides and write STEM.mask.ome.tif, STEM.geojson, STEM.json and STEM.overview.png.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import click
 
 from wsiseg import lease
+from wsiseg.cli.cohort_progress import CohortProgress
+from wsiseg.cli.predict_engine import check_engine, gather, is_shared
+from wsiseg.cli.predict_known import first_files, stamps
 from wsiseg.cli.predict_settings import IMAGE_SUFFIXES, SCANNER_SUFFIXES, Settings
 from wsiseg.cli.predict_slides import Slides
 from wsiseg.errors import ModelError, OutputError, UsageError
@@ -24,6 +28,9 @@ from wsiseg.models.devices import pick_device
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.outputs.run_files import Row, RunFiles, check_folder
 
+Do = Callable[[list[Task], bool], Iterator[Outcome | None]]
+"""Does slides; patiently or not, see `Slides.work`."""
+
 
 def predict(settings: Settings) -> int:
     """Do what the command was asked; returns its exit code, 0 or 1.
@@ -33,43 +40,96 @@ def predict(settings: Settings) -> int:
         WsisegError: the model or the output folder cannot be used; nothing was done.
     """
     tasks = collect(settings.inputs, suffixes={*SCANNER_SUFFIXES, *IMAGE_SUFFIXES})
-    options = settings.predict_options()
+    settings.predict_options()
     if settings.tissue not in (None, "auto", "none") and not Path(settings.tissue).is_file():
         raise UsageError(f"--tissue {settings.tissue}: no such mask file; or give auto or none")
     settings.output_options()
     if settings.mpp is not None and not 0.01 <= settings.mpp <= 1000:
         raise UsageError(f"--mpp {settings.mpp}: must be from 0.01 to 1000 um per pixel")
-    if not settings.dry_run:
+    check_engine(settings)
+    if settings.dry_run:
+        outcomes = list(_told(run_tasks(tasks, set_up(settings).dry)))
+    else:
         _check_folder(settings.out)
         check_folder(settings.out)
         lease.sweep(settings.out)
-    slides = Slides(settings, _load(settings), options, lease.Locks(lease_s=lease.LEASE_S))
-    slides.note_outputs(tasks)
-    prepare(Grid.at_mpp(Size(1, 1), 1.0, 1.0), slides.segmenter, options=options)
-    if settings.dry_run:
-        outcomes = list(_told(run_tasks(tasks, slides.dry)))
-    else:
-        outcomes = _work(tasks, slides)
+        outcomes = _shared(tasks, settings) if is_shared(settings) else _alone(tasks, settings)
     failed = [o for o in outcomes if o.status == FAILED]
     _sum_up(tasks, failed)
     return 1 if failed else 0
 
 
-def _work(tasks: list[Task], slides: Slides) -> list[Outcome]:
+def set_up(settings: Settings) -> Slides:
+    """What does the slides in this process, with its model in memory.
+
+    Raises:
+        WsisegError: the model, the device or the settings cannot be.
+    """
+    options = settings.predict_options()
+    slides = Slides(settings, _load(settings), options, lease.Locks(lease_s=lease.LEASE_S))
+    prepare(Grid.at_mpp(Size(1, 1), 1.0, 1.0), slides.segmenter, options=options)
+    return slides
+
+
+def model_record(slides: Slides) -> dict[str, str]:
+    """What is told of the model."""
+    info = slides.segmenter.info
+    return {"name": info.name, "sha256": info.sha256, "licence": info.licence}
+
+
+def _alone(tasks: list[Task], settings: Settings) -> list[Outcome]:
+    """Do the slides in this process, one after the other."""
+    slides = set_up(settings)
+    slides.stamps = stamps(tasks, settings)
+    table = _Table(settings, slides.locks)
+    table.describe(model_record(slides))
+    progress = CohortProgress(len(tasks))
+
+    def do(some: list[Task], patient: bool) -> Iterator[Outcome | None]:
+        for outcome in run_tasks(some, partial(slides.work, patient=patient)):
+            yield outcome
+            progress.tell()
+
+    return _work(tasks, do, table, progress)
+
+
+def _shared(tasks: list[Task], settings: Settings) -> list[Outcome]:
+    """Have the slides done by workers, several at a time."""
+    from wsiseg.cli.crew import share_out
+    from wsiseg.cli.crew_worker import Orders, absolute, absolute_task
+
+    tasks = [absolute_task(task) for task in first_files(tasks, settings)]
+    orders = Orders(absolute(settings), stamps(tasks, settings))
+    table = _Table(settings, lease.Locks(lease_s=lease.LEASE_S))
+    progress = CohortProgress(len(tasks))
+    with closing(gather(orders, len(tasks))) as crew:
+
+        def do(some: list[Task], patient: bool) -> Iterator[Outcome | None]:
+            for report in share_out(crew, some, patient=patient, progress=progress):
+                if report.model:
+                    table.describe(report.model)
+                yield report.outcome
+
+        try:
+            return _work(tasks, do, table, progress)
+        finally:
+            progress.end()
+
+
+def _work(tasks: list[Task], do: Do, table: _Table, progress: CohortProgress) -> list[Outcome]:
     """Do the slides, first those that no other process has in hand, then look again at the rest.
 
     What becomes of each is written to the folder's table at once.
     """
-    table = _Table(slides)
     waiting: list[Task] = []
     outcomes = []
-    for outcome in _told(run_tasks(tasks, partial(slides.work, patient=False))):
+    for outcome in _told(do(tasks, False), progress):
         if outcome.status == ELSEWHERE:
             waiting.append(outcome.task)
         else:
             outcomes.append(outcome)
             table.add(outcome)
-    for outcome in _told(run_tasks(waiting, partial(slides.work, patient=True))):
+    for outcome in _told(do(waiting, True), progress):
         outcomes.append(outcome)
         table.add(outcome)
         if outcome.status == ELSEWHERE:
@@ -78,28 +138,34 @@ def _work(tasks: list[Task], slides: Slides) -> list[Outcome]:
     return outcomes
 
 
-def _told(outcomes: Iterator[Outcome | None]) -> Iterator[Outcome]:
+def _told(
+    outcomes: Iterator[Outcome | None], progress: CohortProgress | None = None
+) -> Iterator[Outcome]:
     """The outcomes that there are; of failures a line is printed."""
     for outcome in outcomes:
-        if outcome is not None:
-            if outcome.status == FAILED:
-                click.echo(f"wsiseg: error: {outcome.error}", err=True)
-            yield outcome
+        if outcome is None:
+            if progress is not None:
+                progress.drop()
+            continue
+        if outcome.status == FAILED:
+            click.echo(f"wsiseg: error: {outcome.error}", err=True)
+        if progress is not None:
+            progress.ended(outcome)
+        yield outcome
 
 
 class _Table:
     """The files about the run in the output folder; what cannot be written there ends nothing."""
 
-    def __init__(self, slides: Slides) -> None:
-        settings, info, locks = slides.settings, slides.segmenter.info, slides.locks
-        about = {
-            "command": settings.as_record(),
-            "model": {"name": info.name, "sha256": info.sha256, "licence": info.licence},
-            "versions": versions(),
-        }
+    def __init__(self, settings: Settings, locks: lease.Locks) -> None:
+        about = {"command": settings.as_record(), "versions": versions()}
         lock = partial(locks.wait, settings.out / ".run.lock")
         self._files = RunFiles(settings.out, about=about, lock=lock)
         self._warned = ""
+
+    def describe(self, model: Mapping[str, str]) -> None:
+        """Say which model it is."""
+        self._files.describe(model=dict(model))
 
     def add(self, outcome: Outcome) -> None:
         """Put a slide in."""

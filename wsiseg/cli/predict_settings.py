@@ -43,6 +43,11 @@ class Settings:
     tta: bool
     memory: float
     backend: Any
+    engine: str
+    gpus: str | None
+    processes: int | None
+    address: str | None
+    gpu_share: float | None
 
     def predict_options(self) -> PredictOptions:
         """The part that inference takes."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 from wsiseg.canvas import Canvas
 from wsiseg.canvas_store import discard
+from wsiseg.cli.predict_known import Series, Stamp, stamp
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.progress import Progress, format_seconds
 from wsiseg.cli.summary import summary
@@ -23,7 +24,7 @@ from wsiseg.inference.job import PredictOptions, prepare
 from wsiseg.inference.predict import begin, carry_out
 from wsiseg.lease import Lease, Locks
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.outputs.files import complete_outputs, output_names, write_outputs
+from wsiseg.outputs.files import complete_outputs, write_outputs
 from wsiseg.slides.slide import Slide
 from wsiseg.slides.tissue import TissueMask, find_tissue
 
@@ -31,22 +32,38 @@ COARSE = 1.5
 """Slides whose mpp is over this many times the model's lack what the model looks at."""
 
 
+class Reporter(Protocol):
+    """Shows the progress of one slide."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` units are done."""
+
+    def close(self) -> None:
+        """Show no more."""
+
+
 @dataclass
 class Slides:
-    """The command at work on one slide after the other."""
+    """The command at work on one slide after the other.
+
+    Attributes:
+        settings: of the command.
+        segmenter: its model.
+        options: of inference.
+        locks: those that are held and watched.
+        stamps: see the function of that name.
+        progress: makes what shows the progress of a slide, from its stem.
+        series: DICOM slides that were met.
+    """
 
     settings: Settings
     segmenter: Segmenter
     options: PredictOptions
     locks: Locks
-    _series: dict[str, Path] = field(default_factory=dict)
-    _before: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    stamps: dict[str, Stamp | None] = field(default_factory=dict)
+    progress: Callable[[str], Reporter] = Progress
+    series: Series = field(default_factory=Series)
     _speed: Speed | None = None
-
-    def note_outputs(self, tasks: Iterable[Task]) -> None:
-        """Remember which outputs are older than this run, where all are to be made again."""
-        if self.settings.overwrite:
-            self._before = {task.stem: self._stamp(task) for task in tasks}
 
     def work(self, task: Task, *, patient: bool) -> Outcome | None:
         """Segment one slide and write its outputs, unless they are there.
@@ -62,7 +79,7 @@ class Slides:
         lock = self.settings.out / f"{task.stem}.lock"
         with ExitStack() as held:
             with self.settings.open(task) as slide:
-                if self._is_known(slide, task):
+                if self.series.is_known(slide, task):
                     return None
                 lease = (self.locks.settle if patient else self.locks.take)(lock)
                 if lease is not None:
@@ -80,7 +97,7 @@ class Slides:
     def dry(self, task: Task) -> None:
         """Say what would be done with one slide."""
         with self.settings.open(task) as slide:
-            if self._is_known(slide, task):
+            if self.series.is_known(slide, task):
                 return
             self._warn(slide, task)
             grid = slide.grid(self.segmenter.info.mpp)
@@ -110,7 +127,7 @@ class Slides:
     def _canvas(self, slide: Slide, task: Task, lease: Lease) -> Canvas:
         """The complete canvas of a slide, continued where an interrupted run left one."""
         tissue = self._tissue(slide, task)
-        progress = Progress(task.stem)
+        progress = self.progress(task.stem)
 
         def report(done: int, total: int) -> None:
             lease.check()
@@ -151,7 +168,7 @@ class Slides:
 
     def _done(self, slide: Slide, task: Task) -> Outcome | None:
         """What complete outputs of this slide and model say, if they are there and may stay."""
-        if self.settings.overwrite and self._stamp(task) == self._before[task.stem]:
+        if self.settings.overwrite and stamp(self.settings.out, task) == self.stamps[task.stem]:
             return None
         sidecar = self._complete(slide, task)
         if sidecar is None:
@@ -160,14 +177,6 @@ class Slides:
         click.echo(f"{task.stem}: outputs are complete, skipped{again}")
         seconds, areas = sidecar.get("timings", {}).get("total"), sidecar.get("areas_mm2", {})
         return Outcome(task, str(sidecar.get("status")), seconds, areas, earlier=True)
-
-    def _stamp(self, task: Task) -> tuple[int, int] | None:
-        """What tells the record of outputs from one made later; None where there is none."""
-        try:
-            found = (self.settings.out / output_names(task.stem)["json"]).stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
 
     def _canvas_path(self, task: Task) -> Path:
         return self.settings.out / f"{task.stem}.canvas"
@@ -209,17 +218,6 @@ class Slides:
                         f" ({key} differs); choose another --out, or --overwrite them"
                     )
         return sidecar
-
-    def _is_known(self, slide: Slide, task: Task) -> bool:
-        """Whether another file of the same DICOM series was taken already; says so."""
-        series = slide.properties.get("dicom.SeriesInstanceUID")
-        if series is None:
-            return False
-        first = self._series.setdefault(series, task.path)
-        if first == task.path:
-            return False
-        click.echo(f"{task.stem}: the same DICOM slide as {first.name}, skipped")
-        return True
 
     def _warn_stain(self, canvas: Canvas, task: Task) -> None:
         """Say where a model's stain normalisation could not be done."""

@@ -28,3 +28,13 @@ def pick_device(name: str) -> torch.device:
     if not there.get(device.type, False):
         raise ModelError(f"device {name}: not there; use --device auto or cpu")
     return device
+
+
+def cuda_count() -> int:
+    """How many CUDA GPUs there are."""
+    return torch.cuda.device_count()
+
+
+def limit_threads(count: int) -> None:
+    """Compute with so many threads of the CPU from now on."""
+    torch.set_num_threads(count)

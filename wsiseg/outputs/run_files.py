@@ -97,6 +97,10 @@ class RunFiles:
             **about,
         }
 
+    def describe(self, **about: Any) -> None:
+        """Say more of the run, ready for JSON; it is written with the next slide."""
+        self._run.update(about)
+
     def add(self, row: Row) -> None:
         """Put a slide in. One that cannot be written now is written with the next.
 
