@@ -4,7 +4,8 @@
 # A slide that one task has taken is passed over by the others (it is locked while it lasts), what is
 # complete is skipped, and what was killed by the time limit goes on where it stopped: submit the same
 # line again until `wsiseg report masks/` shows every slide. INPUT may be a folder, a pattern in
-# quotes, a .txt list or a .csv, on a file system that all nodes see.
+# quotes, a .txt list or a .csv, on a file system that all nodes see. A task with several GPUs (--gres=gpu:2
+# below) takes all of them with `--gpus 0,1` among the options; see docs/cohorts.md.
 #SBATCH --job-name=wsiseg
 #SBATCH --array=0-7
 #SBATCH --gres=gpu:1
@@ -16,4 +17,5 @@
 set -euo pipefail
 input=$1 out=$2
 shift 2
-exec srun wsiseg predict "$input" --out "$out" --device cuda --workers "${SLURM_CPUS_PER_TASK:-4}" "$@"
+cpus=${SLURM_CPUS_PER_TASK:-4}
+exec srun --cpus-per-task="$cpus" wsiseg predict "$input" --out "$out" --device cuda --workers "$cpus" "$@"
