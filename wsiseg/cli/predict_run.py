@@ -17,6 +17,7 @@ from wsiseg.geometry import Grid, Size
 from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome, Task, collect, run_tasks
 from wsiseg.inference.engine import resolve_precision
 from wsiseg.inference.job import prepare
+from wsiseg.inference.memory import memory_said
 from wsiseg.inference.record import versions
 from wsiseg.inference.runtime import to_openvino
 from wsiseg.models.checkpoint import load_model
@@ -47,18 +48,19 @@ def predict(settings: Settings) -> int:
     slides.note_outputs(tasks)
     prepare(Grid.at_mpp(Size(1, 1), 1.0, 1.0), slides.segmenter, options=options)
     if settings.dry_run:
-        outcomes = list(_told(run_tasks(tasks, slides.dry)))
+        outcomes, whole = list(_told(run_tasks(tasks, slides.dry))), True
     else:
-        outcomes = _work(tasks, slides)
+        outcomes, whole = _work(tasks, slides)
     failed = [o for o in outcomes if o.status == FAILED]
     _sum_up(tasks, failed)
-    return 1 if failed else 0
+    return 0 if whole and not failed else 1
 
 
-def _work(tasks: list[Task], slides: Slides) -> list[Outcome]:
+def _work(tasks: list[Task], slides: Slides) -> tuple[list[Outcome], bool]:
     """Do the slides, first those that no other process has in hand, then look again at the rest.
 
-    What becomes of each is written to the folder's table at once.
+    What becomes of each is written to the folder's table at once. Returns that, and whether the
+    table tells of all of them.
     """
     table = _Table(slides)
     waiting: list[Task] = []
@@ -74,8 +76,7 @@ def _work(tasks: list[Task], slides: Slides) -> list[Outcome]:
         table.add(outcome)
         if outcome.status == ELSEWHERE:
             click.echo(f"{outcome.task.stem}: {ELSEWHERE} ({outcome.error}), left to it")
-    table.end()
-    return outcomes
+    return outcomes, table.end()
 
 
 def _told(outcomes: Iterator[Outcome | None]) -> Iterator[Outcome]:
@@ -95,7 +96,7 @@ class _Table:
         about = {
             "command": settings.as_record(),
             "model": {"name": info.name, "sha256": info.sha256, "licence": info.licence},
-            "versions": versions(),
+            "versions": versions(settings.runtime),
         }
         lock = partial(locks.wait, settings.out / ".run.lock")
         self._files = RunFiles(settings.out, about=about, lock=lock)
@@ -115,25 +116,35 @@ class _Table:
         )
         self._try(partial(self._files.add, row))
 
-    def end(self) -> None:
-        """Say that the run has ended."""
-        self._try(self._files.end)
+    def end(self) -> bool:
+        """Say that the run has ended; whether the files tell of all that was put in."""
+        if self._try(self._files.end):
+            return True
+        click.echo(
+            f"wsiseg: error: {self._files.summary}: does not tell of this run; make it writable and"
+            " start the same command again, what is complete is kept",
+            err=True,
+        )
+        return False
 
-    def _try(self, action: Callable[[], None]) -> None:
+    def _try(self, action: Callable[[], None]) -> bool:
         try:
             action()
         except OutputError as e:
             if str(e) != self._warned:
                 click.echo(f"wsiseg: warning: {e}", err=True)
             self._warned = str(e)
+            return False
+        return True
 
 
 def _load(settings: Settings) -> Segmenter:
     try:
-        pick_device(settings.device)
+        device = pick_device(settings.device)
     except ModelError as e:
         raise UsageError(str(e)) from e
-    segmenter = load_model(settings.model, device=settings.device)
+    with memory_said(device):
+        segmenter = load_model(settings.model, device=settings.device)
     if settings.runtime == "torch":
         return segmenter
     precision = resolve_precision(settings.precision, segmenter.device)

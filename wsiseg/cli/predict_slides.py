@@ -16,7 +16,7 @@ from wsiseg.canvas_store import discard
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.progress import Progress, format_seconds
 from wsiseg.cli.summary import summary
-from wsiseg.errors import CanvasError, OutputError
+from wsiseg.errors import CanvasError, OutputError, SlideError
 from wsiseg.inference.cohort import ELSEWHERE, Outcome, Task
 from wsiseg.inference.estimate import Speed, estimate, measure_speed
 from wsiseg.inference.job import PredictOptions, prepare
@@ -40,13 +40,13 @@ class Slides:
     options: PredictOptions
     locks: Locks
     _series: dict[str, Path] = field(default_factory=dict)
-    _before: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    _before: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
     _speed: Speed | None = None
 
     def note_outputs(self, tasks: Iterable[Task]) -> None:
         """Remember which outputs are older than this run, where all are to be made again."""
         if self.settings.overwrite:
-            self._before = {task.stem: self._stamp(task) for task in tasks}
+            self._before = {task.stem: _stamp(self._record(task)) for task in tasks}
 
     def work(self, task: Task, *, patient: bool) -> Outcome | None:
         """Segment one slide and write its outputs, unless they are there.
@@ -58,13 +58,13 @@ class Slides:
         Returns:
             What became of it; None for another file of a slide that is done.
         """
-        began = time.monotonic()
+        began, file = time.monotonic(), _stamp(task.path)
         lock = self.settings.out / f"{task.stem}.lock"
         with ExitStack() as held:
             with self.settings.open(task) as slide:
                 if self._is_known(slide, task):
                     return None
-                lease = (self.locks.settle if patient else self.locks.take)(lock)
+                lease = self._lock(lock, patient=patient)
                 if lease is not None:
                     held.enter_context(lease)
                 if (done := self._done(slide, task)) is not None:
@@ -75,6 +75,8 @@ class Slides:
                     return Outcome(task, ELSEWHERE, error=self.locks.holder(lock))
                 self._warn(slide, task)
                 canvas = self._canvas(slide, task, lease)
+                if file != _stamp(task.path) is not None:
+                    self._check_same(slide, task, canvas)
             return self._outputs(canvas, task, lease, began)
 
     def dry(self, task: Task) -> None:
@@ -106,6 +108,35 @@ class Slides:
         click.echo(f"{task.path}")
         for name, text in rows:
             click.echo(f"  {name:<11} {text}")
+
+    def _lock(self, path: Path, *, patient: bool) -> Lease | None:
+        """The lock of a slide, if it is to be had.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            return (self.locks.settle if patient else self.locks.take)(path)
+        except OSError as e:
+            raise OutputError(
+                f"{path}: cannot write ({e.strerror or e}); check free space and permissions, then"
+                " start the same command again"
+            ) from e
+
+    def _check_same(self, slide: Slide, task: Task, canvas: Canvas) -> None:
+        """Make sure that a file which was touched while it was read is still the same slide.
+
+        Raises:
+            SlideError: it is another one or cannot be opened; of another one the canvas is removed.
+        """
+        with self.settings.open(task) as now:
+            if (now.quickhash, now.size) == (slide.quickhash, slide.size):
+                return
+        canvas.remove()
+        raise SlideError(
+            f"{task.path}: was replaced by another slide while it was read; start the same command"
+            " again when it is complete"
+        )
 
     def _canvas(self, slide: Slide, task: Task, lease: Lease) -> Canvas:
         """The complete canvas of a slide, continued where an interrupted run left one."""
@@ -151,7 +182,7 @@ class Slides:
 
     def _done(self, slide: Slide, task: Task) -> Outcome | None:
         """What complete outputs of this slide and model say, if they are there and may stay."""
-        if self.settings.overwrite and self._stamp(task) == self._before[task.stem]:
+        if self.settings.overwrite and _stamp(self._record(task)) == self._before[task.stem]:
             return None
         sidecar = self._complete(slide, task)
         if sidecar is None:
@@ -161,13 +192,8 @@ class Slides:
         seconds, areas = sidecar.get("timings", {}).get("total"), sidecar.get("areas_mm2", {})
         return Outcome(task, str(sidecar.get("status")), seconds, areas, earlier=True)
 
-    def _stamp(self, task: Task) -> tuple[int, int] | None:
-        """What tells the record of outputs from one made later; None where there is none."""
-        try:
-            found = (self.settings.out / output_names(task.stem)["json"]).stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
+    def _record(self, task: Task) -> Path:
+        return self.settings.out / output_names(task.stem)["json"]
 
     def _canvas_path(self, task: Task) -> Path:
         return self.settings.out / f"{task.stem}.canvas"
@@ -242,3 +268,12 @@ class Slides:
             )
         for line in lines:
             click.echo(f"wsiseg: warning: {task.path}: {line}", err=True)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from one made later under its name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

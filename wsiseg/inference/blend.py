@@ -99,7 +99,7 @@ class Accumulators:
     def _spill(self, key: Key, array: Floats) -> None:
         try:
             self._folder.mkdir(exist_ok=True)
-            array.tofile(self._path(key))
+            self._path(key).write_bytes(array.data)
         except OSError as e:
             raise CanvasError(f"{self._folder}: cannot write ({e.strerror or e})") from e
         self._on_disk[key] = array.shape

@@ -32,7 +32,7 @@ RESERVED = ("run", ".run")
 """Stems that are those of files of the run itself."""
 _OF_LIBRARIES = (
     *(RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError),
-    *(AssertionError, EOFError, BufferError, SyntaxError, struct.error, zlib.error),
+    *(AssertionError, EOFError, BufferError, SyntaxError, ImportError, struct.error, zlib.error),
 )
 """What libraries that read files raise where the files are damaged."""
 
