@@ -110,7 +110,7 @@ class Canvas:
             store.replace_folder(path, lambda folder: store.fill(folder, meta, names))
             return cls(path, zarr.open_group(str(path), mode="r+"))
         except OSError as e:
-            raise CanvasError(f"{path}: cannot create the canvas ({e.strerror or e})") from e
+            raise store.unwritable(path, e) from e
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False) -> Canvas:

@@ -128,7 +128,15 @@ class Planes:
         return self._open[name]
 
     def _unwritable(self, error: OSError) -> CanvasError:
-        return CanvasError(f"{self._path}: cannot write ({error.strerror or error})")
+        return unwritable(self._path, error)
+
+
+def unwritable(path: Path, error: OSError) -> CanvasError:
+    """The error for a disk that does not take a canvas."""
+    return CanvasError(
+        f"{path}: cannot write ({error.strerror or error}); check free space and permissions, then"
+        " start the same command again"
+    )
 
 
 def fill(folder: Path, meta: Mapping[str, Any], names: Sequence[str]) -> None:

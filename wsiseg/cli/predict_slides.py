@@ -74,9 +74,7 @@ class Slides:
                 if lease is None:
                     return Outcome(task, ELSEWHERE, error=self.locks.holder(lock))
                 self._warn(slide, task)
-                canvas = self._canvas(slide, task, lease)
-                if file != _stamp(task.path) is not None:
-                    self._check_same(slide, task, canvas)
+                canvas = self._canvas_of_one(slide, task, lease, file)
             return self._outputs(canvas, task, lease, began)
 
     def dry(self, task: Task) -> None:
@@ -123,20 +121,38 @@ class Slides:
                 " start the same command again"
             ) from e
 
-    def _check_same(self, slide: Slide, task: Task, canvas: Canvas) -> None:
-        """Make sure that a file which was touched while it was read is still the same slide.
+    def _canvas_of_one(
+        self, slide: Slide, task: Task, lease: Lease, file: tuple[int, ...] | None
+    ) -> Canvas:
+        """The complete canvas of a slide whose file, as it was before, still holds that slide.
 
         Raises:
-            SlideError: it is another one or cannot be opened; of another one the canvas is removed.
+            SlideError: it holds another one by now, and the canvas, which may be of both, is gone.
         """
+        failure, canvas = None, None
+        try:
+            canvas = self._canvas(slide, task, lease)
+        except SlideError as e:
+            failure = e
+        try:
+            same = _stamp(task.path) in (file, None) or self._is_of(slide, task)
+        except SlideError as e:
+            raise failure or e from e
+        if not same:
+            discard(self._canvas_path(task))
+            raise SlideError(
+                f"{task.path}: was replaced by another slide while it was read; start the same"
+                " command again when it is complete"
+            )
+        if failure is not None:
+            raise failure
+        assert canvas is not None
+        return canvas
+
+    def _is_of(self, slide: Slide, task: Task) -> bool:
+        """Whether the file of a task holds a slide that was opened before."""
         with self.settings.open(task) as now:
-            if (now.quickhash, now.size) == (slide.quickhash, slide.size):
-                return
-        canvas.remove()
-        raise SlideError(
-            f"{task.path}: was replaced by another slide while it was read; start the same command"
-            " again when it is complete"
-        )
+            return (now.quickhash, now.size) == (slide.quickhash, slide.size)
 
     def _canvas(self, slide: Slide, task: Task, lease: Lease) -> Canvas:
         """The complete canvas of a slide, continued where an interrupted run left one."""
