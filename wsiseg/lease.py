@@ -184,8 +184,7 @@ class Locks:
         try:
             number = _create(claim, _text(token, 0))
         except FileExistsError:
-            self._help(path, claim)
-            return None
+            return self._take_over(path, token) if self._help(path, claim) else None
         os.close(number)  # some systems rename no open file
         if _read(path) == found:
             with suppress(OSError):  # what stands there afterwards tells whether it was done
@@ -196,17 +195,18 @@ class Locks:
         except FileNotFoundError:
             return None
 
-    def _help(self, path: Path, claim: Path) -> None:
-        """Do the rename of a taker who died before it."""
+    def _help(self, path: Path, claim: Path) -> bool:
+        """Do the rename of a taker who died before it; whether there was one."""
         text = _read(claim)
         if text is None or not self._is_gone(claim, text):
-            return
+            return False
         del self._seen[claim]
         if _claim_path(path, _token(_read(path))) != claim:
             claim.unlink(missing_ok=True)
-            return
+            return True
         with suppress(FileNotFoundError):  # another one did it
             claim.replace(path)
+        return True
 
 
 def sweep(folder: Path) -> None:

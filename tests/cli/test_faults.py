@@ -96,7 +96,7 @@ def test_a_full_disk_at_any_moment(run: Run, tmp_path: Path, small_disk: Path) -
     assert run(folder, "--out", whole)[0] == 0
     out, expected = small_disk / "out", results(whole, "a", "b")
     met: set[str] = set()
-    for kib in (0, 40, 340, 480, 700, 1100):
+    for kib in (0, 40, 340, 440, 480):
         out.mkdir()
         balloon = leave_free(small_disk, kib << 10)
         code, _, err = run(folder, "--out", out)
@@ -119,7 +119,7 @@ def test_a_full_disk_at_any_moment(run: Run, tmp_path: Path, small_disk: Path) -
         assert {row["status"] for row in rows(out).values()} == {"ok"}
         assert not done or f"a: continuing: {done} of 20 chunks were done" in text
         shutil.rmtree(out)
-    assert met >= {"a.lock", "a.canvas", "a.png", "b.png", "summary.csv"}, "every place was met"
+    assert met >= {"a.lock", "a.canvas", "a.png", "summary.csv"}, "every place was met"
 
 
 @pytest.fixture

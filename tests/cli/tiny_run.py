@@ -14,6 +14,7 @@ from PIL import Image
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.cli import main
+from wsiseg.geometry import Size
 from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec, Head, lay_out
 from wsiseg.models.segmenter import ModelInfo, Segmenter
 
@@ -50,6 +51,9 @@ def use_tiny_model(patch: pytest.MonkeyPatch) -> Segmenter:
     model = tiny_model()
     patch.setattr("wsiseg.cli.predict_run.load_model", lambda *a, **k: model)
     patch.setattr("wsiseg.inference.predict.CHUNK_PX", 64)
+    patch.setattr(
+        "wsiseg.outputs.overview.PANEL", Size(160, 160)
+    )  # half of the time would go into it
     return model
 
 
