@@ -5,15 +5,22 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
-from inference_fakes import noise_model
+from inference_fakes import NoiseExtractor, SumHead, noise_model, random_slide
+from torch import Tensor
 
 from wsiseg.errors import DeviceMemoryError
 from wsiseg.geometry import Point
 from wsiseg.inference.engine import Engine
+from wsiseg.inference.job import PredictOptions
 from wsiseg.inference.memory import Parts, lacks_memory, memory_said
+from wsiseg.inference.predict import predict_slide
+from wsiseg.models.base import Features
+from wsiseg.models.segmenter import Segmenter
 
 CPU = torch.device("cpu")
 
@@ -113,3 +120,39 @@ def test_what_fits_is_remembered_with_the_model_and_forgotten_with_it(
     del model
     gc.collect()
     assert kept() is None
+
+
+class Greedy(NoiseExtractor):
+    """Takes a gibibyte a tile while it computes."""
+
+    def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
+        torch.empty(len(images) << 30, dtype=torch.uint8, device=images.device).zero_()
+        colour, noise = super().forward(images, places, seed)
+        return colour, noise.to(images.device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_that_is_really_too_small(tmp_path: Path) -> None:
+    info = noise_model().info
+    torch.cuda.set_per_process_memory_fraction(
+        6 * 2**30 / torch.cuda.get_device_properties(0).total_memory
+    )
+    found = []
+    try:
+        for extractor in (NoiseExtractor(32), Greedy(32)):
+            model = Segmenter(extractor, SumHead(32), info)
+            model.register_buffer(
+                "anchor", torch.zeros(1)
+            )  # without weights it would be on the CPU
+            options = PredictOptions(overlap_px=32, batch_size=64, precision="fp32")
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                canvas = predict_slide(
+                    random_slide(300, 250), model.cuda(), tmp_path / "c", options=options
+                )
+            found.append(canvas.labels(canvas.grid.box))
+            assert [str(w.message)[:4] for w in said] == ["cuda"] * (extractor.__class__ is Greedy)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert canvas.record["timings"]["tiles_at_a_time"] in (2, 4)
+    assert (found[0] == found[1]).mean() > 0.999
