@@ -29,6 +29,12 @@ def write(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**OTHER, **changes}) + "\n")
 
 
+def taken_over(path: Path) -> None:
+    """What another machine does with the lock of one who stands still."""
+    write(path.with_name("new"))
+    path.with_name("new").replace(path)
+
+
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
     path, mine, theirs = tmp_path / "a.lock", Locks(), Locks()
     with mine.take(path) or pytest.fail("not taken") as lease:
@@ -131,6 +137,17 @@ def test_a_taker_who_dies_before_the_rename_is_helped(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_holder_who_dies_while_he_releases_is_replaced_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    dead = {"host": leases.socket.gethostname(), "machine": leases._machine(), "pid": 2**22 + 7}
+    write(path, **dead)
+    write(tmp_path / ".a.lock.abc", token="def", **dead)
+    lease = Locks().take(path)
+    assert lease is not None
+    lease.release()
+    assert names(tmp_path) == []
+
+
 def test_who_was_halted_loses_the_lock_and_harms_no_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,13 +170,79 @@ def test_who_was_halted_loses_the_lock_and_harms_no_one(
     assert names(tmp_path) == []
 
 
-def test_the_wall_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.lock"
+@pytest.mark.parametrize("days", [-1, 1, -20000])
+def test_a_clock_that_is_set_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    path, dead, real = tmp_path / "a.lock", tmp_path / "dead.lock", time.time
+    write(dead)
+    locks, began = Locks(lease_s=SHORT), time.monotonic()
     with Locks(lease_s=SHORT).take(path) or pytest.fail("not taken") as lease:
-        os.utime(path, (1, 1))
-        monkeypatch.setattr(time, "time", lambda: 0.0)
-        assert Locks(lease_s=SHORT).settle(path) is None
+        assert locks.take(path) is None
+        assert locks.take(dead) is None
+        monkeypatch.setattr(time, "time", lambda: real() + days * 86400)
+        monkeypatch.setattr(time, "time_ns", lambda: int((real() + days * 86400) * 1e9))
+        for file in (path, dead):
+            os.utime(file, (max(0, time.time()), max(0, time.time())))
+        assert locks.take(dead) is None, "not before its time"
+        assert locks.settle(path) is None, "a live one is not stolen"
         lease.check()
+        taken = locks.settle(dead)
+        assert taken is not None, "a dead one is not kept"
+        assert SHORT <= time.monotonic() - began < 10
+        taken.release()
+    assert names(tmp_path) == []
+
+
+def test_after_a_suspension_the_lock_is_looked_at_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, awake = tmp_path / "a.lock", leases._awake
+    halted = Locks().take(path)
+    assert halted is not None
+    taken_over(path)
+    halted.check()
+    monkeypatch.setattr(leases, "_awake", lambda: awake() + 3600)
+    with pytest.raises(LeaseLostError):
+        halted.check()
+    halted.release()
+    assert path.exists()
+
+
+def test_a_lock_that_was_lost_is_known_on_a_full_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    halted = Locks().take(tmp_path / "a.lock")
+    assert halted is not None
+    taken_over(tmp_path / "a.lock")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        halted._renew()
+        with pytest.raises(LeaseLostError):
+            halted.check()
+    halted.release()
+
+
+def test_a_lock_that_cannot_be_removed_hides_no_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*args: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def fail() -> None:
+        with Locks().take(tmp_path / "a.lock") or pytest.fail("not taken"):
+            raise ValueError("what matters")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", closed)
+        with pytest.raises(ValueError, match="what matters"):
+            fail()
+    lease = Locks(lease_s=SHORT).settle(tmp_path / "a.lock")
+    assert lease is not None, "this process does not hold it any more"
+    lease.release()
 
 
 def test_leftovers_are_swept_but_not_claims_in_use(tmp_path: Path) -> None:

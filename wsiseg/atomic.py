@@ -1,16 +1,26 @@
-"""Files that appear under their final names only when all are complete. Knows no formats."""
+"""Files that appear under their final names only when all are complete. Knows no formats.
+
+What has its final name is on the disk, not only in the memory of the system: files before they are
+renamed, names after it. Some file systems say only then that there is no room.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wsiseg.errors import OutputError
 
 
 @contextmanager
-def staged(*finals: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[list[Path]]:
+def staged(
+    *finals: Path,
+    also: tuple[type[Exception], ...] = (),
+    stale: Collection[Path] = (),
+    durable: bool = True,
+) -> Iterator[list[Path]]:
     """Temporary paths to write to, renamed to `finals` in that order when the block ends well.
 
     The temporary files lie in the folders of the final ones, under names that a later run
@@ -20,6 +30,10 @@ def staged(*finals: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[li
     Args:
         finals: the files.
         also: what a library raises, beside OSError, where it cannot write.
+        stale: files that must not stand beside some of the new ones: removed before the first gets
+            its name.
+        durable: whether a loss of power must not cost the files; without it they are in the hands
+            of the system, as for a cache.
 
     Raises:
         OutputError: the folder or the files cannot be written (no space, no permission).
@@ -30,8 +44,14 @@ def staged(*finals: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[li
         for final in finals:
             final.parent.mkdir(parents=True, exist_ok=True)
         yield temporaries
+        for temporary in temporaries if durable else ():
+            sync_file(temporary)
+        for path in stale:
+            path.unlink(missing_ok=True)
         for temporary, final in zip(temporaries, finals, strict=True):
             temporary.replace(final)
+        for folder in {final.parent for final in finals} if durable else ():
+            sync_folder(folder)
     except failures as e:
         reason = getattr(e, "strerror", None) or " ".join(str(e).split())
         raise OutputError(
@@ -44,3 +64,39 @@ def staged(*finals: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[li
                 temporary.unlink(missing_ok=True)
             except OSError:
                 continue  # the error that led here says more
+
+
+def sync_file(path: Path) -> None:
+    """Have the disk take what was written to a file.
+
+    Raises:
+        OSError: it does not.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Have the disk take the names in a folder, where the system can be asked for that."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):  # some file systems cannot: the files are whole, their names follow
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def sync_tree(path: Path) -> None:
+    """Have the disk take a folder with all that is in it.
+
+    Raises:
+        OSError: it does not.
+    """
+    for entry in path.iterdir():
+        if entry.is_dir():
+            sync_tree(entry)
+        else:
+            sync_file(entry)
+    sync_folder(path)

@@ -17,7 +17,7 @@ group with
 and a JSON record (attributes) of everything the output files state: grid, classes, slide, model,
 parameters, and the number of objects by class once they are made. Memory bound: a reader or writer
 holds the chunks of the box it was asked for.
-A chunk is marked done only after its pixels are on disk, so what is done survives a kill.
+A chunk is marked done after its pixels, so a kill loses nothing; its checksum tells of a lost disk.
 Post-processing leaves the planes of the done chunks as they are, so it can be begun again.
 """
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Canvas:
         self.record: dict[str, Any] = dict(meta["record"])
         self._planes = Planes(path, group)
         self._final = "cleaned" if self._planes.has("cleaned") else "labels"
-        self._done_cache: npt.NDArray[Any] = self._planes.read("done", slice(None))
+        self._done_cache: npt.NDArray[Any] = self._planes.read_rows("done")
 
     @classmethod
     def create(
@@ -109,7 +110,7 @@ class Canvas:
             store.replace_folder(path, lambda folder: store.fill(folder, meta, names))
             return cls(path, zarr.open_group(str(path), mode="r+"))
         except OSError as e:
-            raise CanvasError(f"{path}: cannot create the canvas ({e.strerror or e})") from e
+            raise store.unwritable(path, e) from e
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False) -> Canvas:
@@ -152,23 +153,22 @@ class Canvas:
         """Whether the chunk holds its final values."""
         return bool(self._done_cache[row, column])
 
-    def check(self) -> int:
-        """How many chunks are done; each is read and compared with its checksum.
+    def recheck(self) -> int:
+        """Read all chunks that are done; how many were not what was written, and are not done now.
 
         Raises:
-            CanvasError: one is damaged.
+            CanvasError: it lacks more than chunks.
         """
-        names = NAMES[: 2 + self.has_border]
-        done = [key for key in self.chunks() if self.is_done(*key)]
-        for key in done:
-            slices = self.chunk_box(*key).slices
-            try:
+        names, damaged = NAMES[: 2 + self.has_border], 0
+        self._planes.require(*names)
+        for key in (key for key in self.chunks() if self.is_done(*key)):
+            slices, found = self.chunk_box(*key).slices, 0
+            with suppress(*DAMAGES):
                 found = checksum(self._planes.read(name, slices) for name in names)
-            except DAMAGES as e:
-                raise CanvasError(f"{self.path}: chunk {key} cannot be read ({line(e)})") from e
             if found != self._done_cache[key]:
-                raise CanvasError(f"{self.path}: chunk {key} is not what was written")
-        return len(done)
+                self._done_cache[key] = 0
+                damaged += 1
+        return damaged
 
     @property
     def done_count(self) -> int:

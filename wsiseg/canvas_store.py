@@ -2,6 +2,10 @@
 
 A kill at any moment leaves under a canvas's name a whole canvas or nothing; what is being made or
 removed lies beside it under hidden names, which the next one to make or remove it clears away.
+
+A loss of power may cost what was written in the last seconds, as chunks are left to the system to
+write (their checksums tell those that it did not), but not the canvas: what it states of itself is
+on the disk at once.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from wsiseg.atomic import sync_file, sync_folder, sync_tree
 from wsiseg.errors import CanvasError
 
-RECORD = "wsiseg"
+RECORD, META = "wsiseg", "zarr.json"
 DAMAGES = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
 """What reading a damaged canvas raises."""
 
@@ -41,6 +47,31 @@ class Planes:
             CanvasError: there is none of that name.
         """
         return np.asarray(self._get(name)[where])
+
+    def read_rows(self, name: str) -> npt.NDArray[Any]:
+        """All of an array, row by row: zeros where it cannot be read.
+
+        Raises:
+            CanvasError: there is none of that name.
+        """
+        array = self._get(name)
+        rows = np.zeros(array.shape, array.dtype)
+        for index in range(len(rows)):
+            with suppress(*DAMAGES):
+                rows[index] = array[index]
+        return rows
+
+    def require(self, *names: str) -> None:
+        """Make sure that there are arrays of these names.
+
+        Raises:
+            CanvasError: one is missing or damaged.
+        """
+        for name in names:
+            try:
+                self._get(name)
+            except DAMAGES as e:
+                raise CanvasError(f"{self._path}: {name} cannot be read ({line(e)})") from e
 
     def put(self, name: str, where: Any, values: npt.NDArray[Any]) -> None:
         """Write a part of an array.
@@ -85,6 +116,7 @@ class Planes:
         meta: Any = self._group.attrs[RECORD]
         try:
             self._group.attrs[RECORD] = {**meta, **entries}
+            sync_file(self._path / META)
         except OSError as e:
             raise self._unwritable(e) from e
 
@@ -96,7 +128,15 @@ class Planes:
         return self._open[name]
 
     def _unwritable(self, error: OSError) -> CanvasError:
-        return CanvasError(f"{self._path}: cannot write ({error.strerror or error})")
+        return unwritable(self._path, error)
+
+
+def unwritable(path: Path, error: OSError) -> CanvasError:
+    """The error for a disk that does not take a canvas."""
+    return CanvasError(
+        f"{path}: cannot write ({error.strerror or error}); check free space and permissions, then"
+        " start the same command again"
+    )
 
 
 def fill(folder: Path, meta: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -124,8 +164,10 @@ def replace_folder(path: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(new)
     try:
         build(new)
+        sync_tree(new)
         discard(path, keep_new=True)
         new.rename(path)
+        sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

@@ -11,6 +11,7 @@
     ├── DatasetError            labelled images that are missing or malformed
     ├── CanvasError             a canvas that is incomplete, foreign or damaged
     ├── OutputError             a file that cannot be written
+    ├── DeviceMemoryError       a device without the memory for the least that can be computed
     └── LeaseLostError          a lock that another process has taken over
 
 A message says what is wrong and what to do, in one line without a trailing full stop. It is one
@@ -77,6 +78,10 @@ class CanvasError(WsisegError):
 
 class OutputError(WsisegError):
     """An output cannot be written."""
+
+
+class DeviceMemoryError(WsisegError):
+    """A device has no memory for even one tile or window."""
 
 
 class LeaseLostError(WsisegError):

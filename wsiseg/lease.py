@@ -43,7 +43,7 @@ class Lease(AbstractContextManager["Lease"]):
         self.path = path
         self._file, self._token, self._lease_s = number, token, lease_s
         self._beat, self._lost, self._end = 0, False, threading.Event()
-        self._renewed = time.monotonic()
+        self._renewed = _awake()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"lease {path.name}", daemon=True)
         self._thread.start()
@@ -57,7 +57,7 @@ class Lease(AbstractContextManager["Lease"]):
         Raises:
             LeaseLostError: it is not.
         """
-        if time.monotonic() - self._renewed > self._lease_s / 2:
+        if _awake() - self._renewed > self._lease_s / 2:
             self._renew()
         if self._lost:
             raise LeaseLostError(
@@ -65,7 +65,7 @@ class Lease(AbstractContextManager["Lease"]):
             )
 
     def release(self) -> None:
-        """End the lease; the lock goes, unless another process has it by now."""
+        """End the lease; the lock goes, unless another process has it or it cannot be removed."""
         if self._end.is_set():
             return
         self._end.set()
@@ -73,14 +73,11 @@ class Lease(AbstractContextManager["Lease"]):
         os.close(self._file)
         _HELD.discard(self._token)
         claim = _claim_path(self.path, self._token)
-        try:
-            number = _create(claim, _text(secrets.token_hex(8), 0))
-        except OSError:
-            return  # another one is at it
-        os.close(number)
-        if _token(_read(self.path)) == self._token:
-            self.path.unlink(missing_ok=True)
-        claim.unlink(missing_ok=True)
+        with suppress(OSError):  # another one is at it, or the folder takes no change any more
+            os.close(_create(claim, _text(secrets.token_hex(8), 0)))
+            if _token(_read(self.path)) == self._token:
+                self.path.unlink(missing_ok=True)
+            claim.unlink(missing_ok=True)
 
     def _run(self) -> None:
         while not self._end.wait(self._lease_s / _BEATS):
@@ -90,13 +87,12 @@ class Lease(AbstractContextManager["Lease"]):
 
     def _renew(self) -> None:
         with self._lock, suppress(OSError):  # a file system that is away is so for the others too
-            found = _read(self.path)
+            self._lost = _token(_read(self.path)) != self._token
             self._beat += 1
             os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, _text(self._token, self._beat))
             os.fsync(self._file)
-            self._lost = _token(found) != self._token
-            self._renewed = time.monotonic()
+            self._renewed = _awake()
 
 
 class Locks:
@@ -188,8 +184,7 @@ class Locks:
         try:
             number = _create(claim, _text(token, 0))
         except FileExistsError:
-            self._help(path, claim)
-            return None
+            return self._take_over(path, token) if self._help(path, claim) else None
         os.close(number)  # some systems rename no open file
         if _read(path) == found:
             with suppress(OSError):  # what stands there afterwards tells whether it was done
@@ -200,17 +195,18 @@ class Locks:
         except FileNotFoundError:
             return None
 
-    def _help(self, path: Path, claim: Path) -> None:
-        """Do the rename of a taker who died before it."""
+    def _help(self, path: Path, claim: Path) -> bool:
+        """Do the rename of a taker who died before it; whether there was one."""
         text = _read(claim)
         if text is None or not self._is_gone(claim, text):
-            return
+            return False
         del self._seen[claim]
         if _claim_path(path, _token(_read(path))) != claim:
             claim.unlink(missing_ok=True)
-            return
+            return True
         with suppress(FileNotFoundError):  # another one did it
             claim.replace(path)
+        return True
 
 
 def sweep(folder: Path) -> None:
@@ -258,6 +254,12 @@ def _machine() -> str:
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
+
+
+def _awake() -> float:
+    """Seconds of a clock that cannot be set, and if there is one, that suspension does not stop."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def _read(path: Path) -> bytes | None:

@@ -2,89 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from tiny_run import Run, names, outputs_of, rows, slides
 
 import wsiseg.lease
 from wsiseg.canvas import Canvas
-from wsiseg.classes import Classes, TissueClass
-from wsiseg.cli import main
 from wsiseg.lease import Locks
-from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec, Head, lay_out
-from wsiseg.models.segmenter import ModelInfo, Segmenter
 from wsiseg.outputs.run_folder import read_run
 
 TINY = Path(__file__).with_name("tiny_predict.py")
-ENDINGS = (".geojson", ".json", ".mask.ome.tif", ".overview.png")
-CLASSES = Classes((TissueClass("Rest", (0, 0, 200), True), TissueClass("Gland", (200, 0, 0))))
-Run = Callable[..., tuple[int, str, str]]
-
-
-class Pixels(FeatureExtractor):
-    """The pixels themselves."""
-
-    tile_px = 32
-    specs = (FeatureSpec(3, 32),)
-
-    def forward(self, images: Any, places: Any, seed: int) -> Features:
-        return (images,)
-
-
-class Bright(Head):
-    """Gland where it is bright."""
-
-    class_count = 2
-
-    def forward(self, features: Features) -> Any:
-        return lay_out(features[0])[:, :2]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    model = Segmenter(Pixels(), Bright(), ModelInfo("tiny", "2" * 64, CLASSES, 0.5, 96, 32))
-    monkeypatch.setattr("wsiseg.cli.predict_run.load_model", lambda *a, **k: model)
-    monkeypatch.setattr("wsiseg.inference.predict.CHUNK_PX", 64)
-
-    def call(*args: object) -> tuple[int, str, str]:
-        own = ("--mpp", "0.5", "--overlap", "32", "--tissue", "none", "--device", "cpu")
-        monkeypatch.setattr(sys, "argv", ["wsiseg", "predict", *map(str, args), *own])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(stop.value.code or 0), out, err
-
-    return call
-
-
-def slides(folder: Path, *names: str) -> Path:
-    folder.mkdir()
-    for k, name in enumerate(names):
-        pixels = np.random.default_rng(k).integers(0, 256, (25, 30, 3), np.uint8)
-        Image.fromarray(pixels).resize((300, 250)).save(folder / f"{name}.png")
-    return folder
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
-
-
-def outputs_of(*stems: str) -> list[str]:
-    return sorted(["run.json", "summary.csv", *(s + e for s in stems for e in ENDINGS)])
-
-
-def rows(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "summary.csv").open(newline="", encoding="utf-8") as file:
-        return {row["stem"]: row for row in csv.DictReader(file)}
 
 
 def test_the_table_says_what_became_of_each_slide(run: Run, tmp_path: Path) -> None:
@@ -140,11 +72,15 @@ def test_a_table_that_cannot_be_written_stops_nothing(
         raise OSError(28, "No space left on device")
 
     folder, out = slides(tmp_path / "in", "a", "b"), tmp_path / "out"
-    monkeypatch.setattr("wsiseg.outputs.run_files._store", full)
-    code, _, err = run(folder, "--out", out)
-    assert code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("wsiseg.outputs.run_files._store", full)
+        code, _, err = run(folder, "--out", out)
+    assert code == 1
     assert err.count("wsiseg: warning: ") == err.count("No space left") == 1
+    assert err.count("wsiseg: error: ") == err.count("does not tell of this run") == 1
     assert {"a.json", "b.json"} <= set(names(out))
+    assert run(folder, "--out", out)[0] == 0
+    assert {k: r["status"] for k, r in rows(out).items()} == {"a": "ok", "b": "ok"}
 
 
 def stopped(run: Run, monkeypatch: pytest.MonkeyPatch, *args: object) -> None:

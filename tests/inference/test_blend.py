@@ -197,3 +197,21 @@ def test_a_missing_window_is_an_error_and_leaves_no_files(tmp_path: Path) -> Non
             memory=1,
         )
     assert not (tmp_path / "c" / "spill").exists()
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_a_disk_that_takes_no_unfinished_chunk(tmp_path: Path, limit: int) -> None:
+    resource = pytest.importorskip("resource")
+    store = Accumulators(tmp_path / "spill", memory_bytes=1)
+    store.get((0, 0), (3, 64, 64))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(
+            CanvasError, match=r"spill: cannot write \(File too large\); check free"
+        ):
+            store.get((0, 1), (3, 64, 64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    store.close()
+    assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,8 @@ from wsiseg.inference.cohort import Outcome, Task, run_tasks
 from wsiseg.outputs.files import output_names
 from wsiseg.slides.slide import Slide
 
-Stamp = tuple[int, int]
-"""What tells the record of outputs from one made later."""
+Stamp = tuple[int, ...]
+"""What tells a file from one made later under its name."""
 
 
 class Series:
@@ -54,11 +54,16 @@ def stamps(tasks: Iterable[Task], settings: Settings) -> dict[str, Stamp | None]
 
 def stamp(out: Path, task: Task) -> Stamp | None:
     """The stamp of the outputs of a slide; None where there are none."""
+    return file_stamp(out / output_names(task.stem)["json"])
+
+
+def file_stamp(path: Path) -> Stamp | None:
+    """The stamp of a file; None where there is none."""
     try:
-        found = (out / output_names(task.stem)["json"]).stat()
+        found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _is_dicom(path: Path) -> bool:

@@ -21,6 +21,7 @@ from wsiseg.geometry import Grid, Size
 from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome, Task, collect, run_tasks
 from wsiseg.inference.engine import resolve_precision
 from wsiseg.inference.job import prepare
+from wsiseg.inference.memory import memory_said
 from wsiseg.inference.record import versions
 from wsiseg.inference.runtime import to_openvino
 from wsiseg.models.checkpoint import load_model
@@ -48,15 +49,16 @@ def predict(settings: Settings) -> int:
         raise UsageError(f"--mpp {settings.mpp}: must be from 0.01 to 1000 um per pixel")
     check_engine(settings)
     if settings.dry_run:
-        outcomes = list(_told(run_tasks(tasks, set_up(settings).dry)))
+        outcomes, whole = list(_told(run_tasks(tasks, set_up(settings).dry))), True
     else:
         _check_folder(settings.out)
         check_folder(settings.out)
         lease.sweep(settings.out)
-        outcomes = _shared(tasks, settings) if is_shared(settings) else _alone(tasks, settings)
+        way = _shared if is_shared(settings) else _alone
+        outcomes, whole = way(tasks, settings)
     failed = [o for o in outcomes if o.status == FAILED]
     _sum_up(tasks, failed)
-    return 1 if failed else 0
+    return 0 if whole and not failed else 1
 
 
 def set_up(settings: Settings) -> Slides:
@@ -77,7 +79,7 @@ def model_record(slides: Slides) -> dict[str, str]:
     return {"name": info.name, "sha256": info.sha256, "licence": info.licence}
 
 
-def _alone(tasks: list[Task], settings: Settings) -> list[Outcome]:
+def _alone(tasks: list[Task], settings: Settings) -> tuple[list[Outcome], bool]:
     """Do the slides in this process, one after the other."""
     slides = set_up(settings)
     slides.stamps = stamps(tasks, settings)
@@ -93,7 +95,7 @@ def _alone(tasks: list[Task], settings: Settings) -> list[Outcome]:
     return _work(tasks, do, table, progress)
 
 
-def _shared(tasks: list[Task], settings: Settings) -> list[Outcome]:
+def _shared(tasks: list[Task], settings: Settings) -> tuple[list[Outcome], bool]:
     """Have the slides done by workers, several at a time."""
     from wsiseg.cli.crew import share_out
     from wsiseg.cli.crew_worker import Orders, absolute, absolute_task
@@ -116,10 +118,13 @@ def _shared(tasks: list[Task], settings: Settings) -> list[Outcome]:
             progress.end()
 
 
-def _work(tasks: list[Task], do: Do, table: _Table, progress: CohortProgress) -> list[Outcome]:
+def _work(
+    tasks: list[Task], do: Do, table: _Table, progress: CohortProgress
+) -> tuple[list[Outcome], bool]:
     """Do the slides, first those that no other process has in hand, then look again at the rest.
 
-    What becomes of each is written to the folder's table at once.
+    What becomes of each is written to the folder's table at once. Returns that, and whether the
+    table tells of all of them.
     """
     waiting: list[Task] = []
     outcomes = []
@@ -134,8 +139,7 @@ def _work(tasks: list[Task], do: Do, table: _Table, progress: CohortProgress) ->
         table.add(outcome)
         if outcome.status == ELSEWHERE:
             click.echo(f"{outcome.task.stem}: {ELSEWHERE} ({outcome.error}), left to it")
-    table.end()
-    return outcomes
+    return outcomes, table.end()
 
 
 def _told(
@@ -158,7 +162,7 @@ class _Table:
     """The files about the run in the output folder; what cannot be written there ends nothing."""
 
     def __init__(self, settings: Settings, locks: lease.Locks) -> None:
-        about = {"command": settings.as_record(), "versions": versions()}
+        about = {"command": settings.as_record(), "versions": versions(settings.runtime)}
         lock = partial(locks.wait, settings.out / ".run.lock")
         self._files = RunFiles(settings.out, about=about, lock=lock)
         self._warned = ""
@@ -181,25 +185,35 @@ class _Table:
         )
         self._try(partial(self._files.add, row))
 
-    def end(self) -> None:
-        """Say that the run has ended."""
-        self._try(self._files.end)
+    def end(self) -> bool:
+        """Say that the run has ended; whether the files tell of all that was put in."""
+        if self._try(self._files.end):
+            return True
+        click.echo(
+            f"wsiseg: error: {self._files.summary}: does not tell of this run; make it writable and"
+            " start the same command again, what is complete is kept",
+            err=True,
+        )
+        return False
 
-    def _try(self, action: Callable[[], None]) -> None:
+    def _try(self, action: Callable[[], None]) -> bool:
         try:
             action()
         except OutputError as e:
             if str(e) != self._warned:
                 click.echo(f"wsiseg: warning: {e}", err=True)
             self._warned = str(e)
+            return False
+        return True
 
 
 def _load(settings: Settings) -> Segmenter:
     try:
-        pick_device(settings.device)
+        device = pick_device(settings.device)
     except ModelError as e:
         raise UsageError(str(e)) from e
-    segmenter = load_model(settings.model, device=settings.device)
+    with memory_said(device):
+        segmenter = load_model(settings.model, device=settings.device)
     if settings.runtime == "torch":
         return segmenter
     precision = resolve_precision(settings.precision, segmenter.device)

@@ -13,11 +13,11 @@ import click
 
 from wsiseg.canvas import Canvas
 from wsiseg.canvas_store import discard
-from wsiseg.cli.predict_known import Series, Stamp, stamp
+from wsiseg.cli.predict_known import Series, Stamp, file_stamp, stamp
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.progress import Progress, format_seconds
 from wsiseg.cli.summary import summary
-from wsiseg.errors import CanvasError, OutputError
+from wsiseg.errors import CanvasError, OutputError, SlideError
 from wsiseg.inference.cohort import ELSEWHERE, Outcome, Task
 from wsiseg.inference.estimate import Speed, estimate, measure_speed
 from wsiseg.inference.job import PredictOptions, prepare
@@ -75,13 +75,13 @@ class Slides:
         Returns:
             What became of it; None for another file of a slide that is done.
         """
-        began = time.monotonic()
+        began, file = time.monotonic(), file_stamp(task.path)
         lock = self.settings.out / f"{task.stem}.lock"
         with ExitStack() as held:
             with self.settings.open(task) as slide:
                 if self.series.is_known(slide, task):
                     return None
-                lease = (self.locks.settle if patient else self.locks.take)(lock)
+                lease = self._lock(lock, patient=patient)
                 if lease is not None:
                     held.enter_context(lease)
                 if (done := self._done(slide, task)) is not None:
@@ -91,7 +91,7 @@ class Slides:
                 if lease is None:
                     return Outcome(task, ELSEWHERE, error=self.locks.holder(lock))
                 self._warn(slide, task)
-                canvas = self._canvas(slide, task, lease)
+                canvas = self._canvas_of_one(slide, task, lease, file)
             return self._outputs(canvas, task, lease, began)
 
     def dry(self, task: Task) -> None:
@@ -123,6 +123,53 @@ class Slides:
         click.echo(f"{task.path}")
         for name, text in rows:
             click.echo(f"  {name:<11} {text}")
+
+    def _lock(self, path: Path, *, patient: bool) -> Lease | None:
+        """The lock of a slide, if it is to be had.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            return (self.locks.settle if patient else self.locks.take)(path)
+        except OSError as e:
+            raise OutputError(
+                f"{path}: cannot write ({e.strerror or e}); check free space and permissions, then"
+                " start the same command again"
+            ) from e
+
+    def _canvas_of_one(
+        self, slide: Slide, task: Task, lease: Lease, file: tuple[int, ...] | None
+    ) -> Canvas:
+        """The complete canvas of a slide whose file, as it was before, still holds that slide.
+
+        Raises:
+            SlideError: it holds another one by now, and the canvas, which may be of both, is gone.
+        """
+        failure, canvas = None, None
+        try:
+            canvas = self._canvas(slide, task, lease)
+        except SlideError as e:
+            failure = e
+        try:
+            same = file_stamp(task.path) in (file, None) or self._is_of(slide, task)
+        except SlideError as e:
+            raise failure or e from e
+        if not same:
+            discard(self._canvas_path(task))
+            raise SlideError(
+                f"{task.path}: was replaced by another slide while it was read; start the same"
+                " command again when it is complete"
+            )
+        if failure is not None:
+            raise failure
+        assert canvas is not None
+        return canvas
+
+    def _is_of(self, slide: Slide, task: Task) -> bool:
+        """Whether the file of a task holds a slide that was opened before."""
+        with self.settings.open(task) as now:
+            return (now.quickhash, now.size) == (slide.quickhash, slide.size)
 
     def _canvas(self, slide: Slide, task: Task, lease: Lease) -> Canvas:
         """The complete canvas of a slide, continued where an interrupted run left one."""

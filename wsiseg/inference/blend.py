@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from wsiseg.canvas import Canvas
+from wsiseg.canvas_store import unwritable
 from wsiseg.errors import CanvasError
 from wsiseg.geometry import Box, Point
 from wsiseg.inference.contracts import TissueLike
@@ -115,7 +116,7 @@ class Accumulators:
             self._folder.mkdir(exist_ok=True)
             array.cpu().numpy().tofile(self._path(key))
         except OSError as e:
-            raise CanvasError(f"{self._folder}: cannot write ({e.strerror or e})") from e
+            raise unwritable(self._folder, e) from e
         self._on_disk[key] = tuple(array.shape)
         self._bytes -= array.nbytes
         self.spilled += 1

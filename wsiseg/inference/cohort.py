@@ -32,7 +32,7 @@ RESERVED = ("run", ".run")
 """Stems that are those of files of the run itself."""
 _OF_LIBRARIES = (
     *(RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError),
-    *(AssertionError, EOFError, BufferError, SyntaxError, struct.error, zlib.error),
+    *(AssertionError, EOFError, BufferError, SyntaxError, ImportError, struct.error, zlib.error),
 )
 """What libraries that read files raise where the files are damaged."""
 
@@ -123,7 +123,8 @@ def run_tasks(
 def _reason(task: Task, error: BaseException) -> str:
     """Why a slide failed, in one line."""
     if isinstance(error, WsisegError):
-        return " ".join(str(error).split())
+        text = " ".join(str(error).split())
+        return text if task.path.name in text or f"{task.stem}." in text else f"{task.path}: {text}"
     if isinstance(error, OSError):
         return f"{task.path}: {error.strerror or error}"
     if isinstance(error, MemoryError):

@@ -4,7 +4,8 @@ Features are kept in the precision of the work: float32 for fp32, the half type 
 
 On a CPU every tile and every window is computed by itself. Kernels round differently at different
 batch sizes, so this is what makes results the same bit for bit for any batch, order and overlap;
-it costs nothing, as batches do not make a CPU faster. Other devices compute a batch together.
+it costs nothing, as batches do not make a CPU faster. Other devices compute a batch together, or in
+parts where they lack the memory; which those are is remembered as long as the model is.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsiseg.errors import ModelError, UsageError
 from wsiseg.geometry import Point
-from wsiseg.inference.features import FeatureStore, Schedule, groups
+from wsiseg.inference.features import FeatureStore, Schedule
+from wsiseg.inference.memory import Parts
 from wsiseg.inference.plan import Plan
 from wsiseg.inference.runtime import CompiledExtractor
 from wsiseg.inference.transfer import on_its_way
@@ -33,6 +36,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_CPU, BATCH_GPU = 4, 64
 AHEAD = 4
 """Groups of windows that may be queued on a CUDA device before the first is looked at."""
+_PARTS: WeakKeyDictionary[nn.Module, dict[str, Parts]] = WeakKeyDictionary()
+"""What the memory of a device holds, by extractor: learnt once a run."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -96,6 +101,7 @@ class Engine:
         runtime: "torch", or "openvino" for a segmenter of `to_openvino`.
         dtype: the type in which features are kept.
         device: where it runs.
+        parts: how many tiles and windows are computed at a time.
     """
 
     def __init__(self, segmenter: Segmenter, *, precision: str = "auto", seed: int = 0) -> None:
@@ -110,24 +116,29 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # events, graphs and kernels take the current one
         self._checks: deque[_Check] = deque()
+        known = _PARTS.setdefault(segmenter.extractor, {}) if self.batches else {}
+        parts = Parts(self.device, together=self.batches)
+        self.parts = known.setdefault(str(self.device), parts)
+
+    @property
+    def batches(self) -> bool:
+        """Whether the device computes a batch together."""
+        return self.device.type != "cpu"
 
     def _mode(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def _parts(self, count: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of what is computed at a time."""
-        return groups(count, 1 if self.device.type == "cpu" else count)
-
     def encode(self, tiles: Sequence[npt.NDArray[np.uint8]], places: Sequence[Point]) -> Features:
         """Features of (tile, tile, 3) uint8 tiles at their places, one (B, ...) tensor a map."""
         with torch.inference_mode(), self._mode():
             images = to_tensor(tiles, device=self.device)
-            parts = [
-                self.segmenter.tile_features(images[a:b], places[a:b], self._seed)
-                for a, b in self._parts(len(images))
-            ]
+            parts = self.parts.run(
+                "tiles",
+                len(images),
+                lambda a, b: self.segmenter.tile_features(images[a:b], places[a:b], self._seed),
+            )
             return tuple(_joined(maps) for maps in zip(*parts, strict=True))
 
     def classify(self, features: Features, places: Sequence[Point]) -> Tensor:
@@ -139,10 +150,11 @@ class Engine:
             ModelError: the network gave values that are no numbers.
         """
         with torch.inference_mode(), self._mode():
-            parts = [
-                self.segmenter.window_probabilities(tuple(maps[a:b] for maps in features))
-                for a, b in self._parts(len(places))
-            ]
+            parts = self.parts.run(
+                "windows",
+                len(places),
+                lambda a, b: self.segmenter.window_probabilities(tuple(m[a:b] for m in features)),
+            )
             probabilities = _joined(parts)
             good = torch.isfinite(probabilities.flatten(1).sum(dim=1))
         self._checks.append(_check(good, places))

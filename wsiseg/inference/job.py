@@ -32,8 +32,9 @@ class PredictOptions:
     """Pixels that neighbouring windows have in common, 0..window - 1. Where window - overlap is a
     multiple of the tile, windows share tiles and overlap costs next to nothing."""
     batch_size: int | None = None
-    """Tiles encoded at a time; None takes 4 on a CPU and 64 on other devices. On a CPU results are
-    the same bit for bit whatever it is; elsewhere sums may be rounded differently."""
+    """Tiles encoded at a time; None takes 4 on a CPU and 64 on other devices, which compute them in
+    parts where their memory does not do. On a CPU results are the same bit for bit whatever it is;
+    elsewhere sums may be rounded differently."""
     workers: int | None = None
     """Threads that read the slide; None takes one a processor, at most 4 (8 for a GPU)."""
     memory_gib: float = 1.0
@@ -110,20 +111,19 @@ def prepare(
         tile_px=info.tile_px,
         overlap_px=options.overlap_px,
     )
-    on_cpu = engine.device.type == "cpu"
-    batch_size = options.batch_size or (BATCH_CPU if on_cpu else BATCH_GPU)
+    batch_size = options.batch_size or (BATCH_GPU if engine.batches else BATCH_CPU)
     half = int(options.memory_gib * GIB / 2)
     on_cuda = engine.device.type == "cuda"
     free = torch.cuda.mem_get_info(engine.device)[0] if on_cuda else 0
     room = free // 4 if on_cuda else half
     capacity = max(1, room // tile_bytes(segmenter, engine.dtype))
-    workers = WORKERS_CPU if on_cpu else WORKERS_GPU
+    workers = WORKERS_GPU if engine.batches else WORKERS_CPU
     return Job(
         layout=layout,
         loads=schedule(layout, capacity=capacity) if len(layout.windows) else None,
         engine=engine,
         batch_size=batch_size,
-        group=1 if on_cpu else max(1, batch_size // layout.window_tiles.shape[1]),
+        group=max(1, batch_size // layout.window_tiles.shape[1]) if engine.batches else 1,
         workers=options.workers or min(workers, os.cpu_count() or 1),
         blend_bytes=free // 8 if on_cuda else half,
     )

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.canvas import Canvas
-from wsiseg.errors import CanvasError, ModelError
+from wsiseg.errors import CanvasError
 from wsiseg.inference.blend import Blender
 from wsiseg.inference.contracts import Progress, SlideLike, TissueLike
 from wsiseg.inference.engine import Stopwatch, WindowFeatures
 from wsiseg.inference.features import groups
 from wsiseg.inference.job import Job, PredictOptions, prepare
+from wsiseg.inference.memory import memory_said
 from wsiseg.inference.normalise import stain_parameters
 from wsiseg.inference.objects import make_objects, wants_objects
 from wsiseg.inference.reader import TileReader
@@ -92,11 +93,12 @@ def predict_slide(
     Raises:
         UsageError: an option that cannot be.
         SlideError: the slide cannot be read.
+        DeviceMemoryError: the device has no memory for even one tile or window.
         ModelError: the model gave values that are no numbers.
         CanvasError: the canvas cannot be written, or `canvas_path` is something else.
 
     On any error the canvas is removed. With `options.resume` it is left, where anything of it is
-    done and the error may be passing: any but a ModelError.
+    done.
     """
     options = options or PredictOptions()
     work = begin(slide, segmenter, canvas_path, options=options, tissue=tissue)
@@ -121,14 +123,13 @@ def begin(
         stain = stain_parameters(slide, info, grid, thumbnail=thumbnail, tissue=tissue)
     record = _record(slide, job, options=options, tissue=tissue)
     record["parameters"].update(stain)
-    on_cpu = job.engine.device.type == "cpu"
     record["identity"] = identity(
         record,
         layout=job.layout,
         classes=info.classes,
         chunk_px=CHUNK_PX,
         tissue=tissue,
-        batches=None if on_cpu else job.loads,
+        batches=job.loads if job.engine.batches else None,
     )
     canvas, done, note = take_up(path, record["identity"]) if options.resume else (None, 0, "")
     if canvas is None:
@@ -144,7 +145,7 @@ def begin(
         canvas.replace_record(record)
     if done:
         chunks = len(job.layout.windows_per_chunk(CHUNK_PX))
-        note = f"continuing: {done} of {chunks} chunks were done"
+        note = ", ".join([f"continuing: {done} of {chunks} chunks were done", *note.splitlines()])
         job = _left(job, canvas)
     mask = np.ones((1, 1), np.uint8) if tissue is None else np.asarray(tissue.mask, np.uint8)
     pictures = {"thumbnail": thumbnail, "tissue": mask}
@@ -167,7 +168,8 @@ def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
             device=job.engine.device,
         )
         try:
-            _segment(work, blender, progress or (lambda done, total: None))
+            with memory_said(job.engine.device):
+                _segment(work, blender, progress or (lambda done, total: None))
         finally:
             blender.close()
         if wants_objects(info):
@@ -181,10 +183,11 @@ def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
                 windows=len(job.layout.windows),
                 spilled=blender.spilled,
                 continued=work.continued,
+                most=job.engine.parts.most,
             ),
         )
-    except BaseException as e:
-        if not work.keep or isinstance(e, ModelError) or not canvas.done_count:
+    except BaseException:
+        if not work.keep or not canvas.done_count:
             canvas.remove()
         raise
     return canvas
@@ -193,7 +196,7 @@ def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
 def _left(job: Job, canvas: Canvas) -> Job:
     """The part of a job that a canvas lacks."""
     windows = windows_left(job.layout, canvas, group=job.group)
-    batch = 1 if job.engine.device.type == "cpu" else job.batch_size
+    batch = job.batch_size if job.engine.batches else 1
     loads = None if job.loads is None else schedule_left(job.loads, windows, batch=batch)
     return replace(job, layout=plan_left(job.layout, windows), loads=loads)
 
@@ -260,5 +263,5 @@ def _record(
             "tissue": "none" if tissue is None else "mask",
             **({"objects": asdict(info.objects)} if wants_objects(info) else {}),
         },
-        "versions": versions(),
+        "versions": versions(job.engine.runtime),
     }

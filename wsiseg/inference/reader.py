@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.errors import SlideReadError
+from wsiseg.errors import SlideReadError, WsisegError
 from wsiseg.geometry import Box, Grid, Point
 from wsiseg.inference.contracts import SlideLike
 from wsiseg.stain import apply_matrix
@@ -49,7 +49,8 @@ class TileReader(AbstractContextManager["TileReader"]):
         """(tile_px, tile_px, 3) uint8 RGB tiles at `places`, in that order, white outside.
 
         Raises:
-            SlideReadError: pixels that cannot be read; raised when that tile's turn comes.
+            SlideReadError: pixels that cannot be read, whatever a library raises for them; raised
+                when that tile's turn comes.
         """
         rest = iter(places)
         waiting: deque[Future[UInt8]] = deque(
@@ -63,7 +64,17 @@ class TileReader(AbstractContextManager["TileReader"]):
 
     def _read(self, place: Point) -> UInt8:
         side = self._tile_px
-        tile = self._slide.read(Box(*place, side, side), self._grid)
+        try:
+            tile = self._slide.read(Box(*place, side, side), self._grid)
+        except (WsisegError, MemoryError):
+            raise
+        except Exception as e:
+            reason = " ".join(str(e).split())[:160]
+            raise SlideReadError(
+                f"{self._slide.path}: cannot read the tile at ({place.x}, {place.y})"
+                f" ({type(e).__name__}: {reason}); see that the file is whole and can be reached,"
+                " and start the same command again"
+            ) from e
         if tile.shape != (side, side, 3) or tile.dtype != np.uint8:
             raise SlideReadError(
                 f"{self._slide.path}: the reader gave {tile.dtype} {tile.shape} for a tile of"

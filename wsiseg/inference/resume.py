@@ -29,9 +29,9 @@ from wsiseg.inference.plan import Plan
 Ints = npt.NDArray[np.int64]
 SPEED_ONLY = ("batch_size", "workers", "memory_gib")
 """Parameters that never change what is computed on a CPU."""
-VERSIONS = ("wsiseg", "torch", "numpy")
+VERSIONS = ("wsiseg", "torch", "numpy", "openvino")
 WORDS = {
-    "versions": "another version of wsiseg or torch",
+    "versions": "another version of wsiseg or of what computes",
     "slide": "another slide",
     "model": "another model",
     "settings": "other settings",
@@ -75,11 +75,11 @@ def identity(
 
 
 def take_up(path: Path, wanted: Mapping[str, str]) -> tuple[Canvas | None, int, str]:
-    """The canvas of an earlier run, if it is of the same work and whole.
+    """The canvas of an earlier run, if it is of the same work; damaged chunks are not done.
 
     Returns:
-        The canvas, or None; how many of its chunks are done; where there is one that is not
-        continued, why, in one line.
+        The canvas, or None; how many of its chunks are done; in one line, where there is one that
+        is not continued, why, and where chunks are damaged, how many.
     """
     if not path.is_dir() or not any(path.iterdir()):
         return None, 0, ""
@@ -90,7 +90,11 @@ def take_up(path: Path, wanted: Mapping[str, str]) -> tuple[Canvas | None, int, 
         other = [word for part, word in WORDS.items() if known.get(part) != wanted[part]]
         if other:
             return None, 0, f"beginning anew: {path.name} was left by {other[0]}"
-        return canvas, canvas.check(), ""
+        damaged = canvas.recheck()
+        if damaged and not canvas.done_count:
+            return None, 0, f"beginning anew: {path.name} is damaged (all {damaged} chunks)"
+        note = f"damaged ones done again: {damaged}" if damaged else ""
+        return canvas, canvas.done_count, note
     except CanvasError as e:
         return None, 0, f"beginning anew: {path.name} is damaged ({e})"
 

@@ -93,7 +93,10 @@ def write_outputs(
     old = _read_sidecar(finals[-1])
     areas = class_areas(canvas)
     polygons: dict[str, Any] | None = None
-    with staged(*finals) as temporaries:
+    stale = [finals[-1]]  # while files are replaced, nothing is complete
+    if "geojson" in kinds:
+        stale.append(folder / output_names(stem, gzip=not options.polygons.gzip)["geojson"])
+    with staged(*finals, stale=stale) as temporaries:
         at = dict(zip((*kinds, "json"), temporaries, strict=True))
         if "mask" in at:
             write_pyramid(at["mask"], canvas, compression=options.compression)
@@ -110,10 +113,6 @@ def write_outputs(
             files={**kept, **{k: names[k] for k in kinds}},
             polygons=polygons if "geojson" in kinds else old.get("polygons"),
         )
-        finals[-1].unlink(missing_ok=True)  # while files are replaced, nothing is complete
-        if "geojson" in kinds:
-            other = output_names(stem, gzip=not options.polygons.gzip)["geojson"]
-            (folder / other).unlink(missing_ok=True)
     return OutputFiles(finals, areas, polygons)
 
 

@@ -11,11 +11,12 @@ import io
 import json
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -69,7 +70,11 @@ class Row:
 
 
 class RunFiles:
-    """The two files of a folder, as one run adds to them."""
+    """The two files of a folder, as one run adds to them.
+
+    Attributes:
+        summary: the table.
+    """
 
     def __init__(
         self,
@@ -85,14 +90,15 @@ class RunFiles:
             about: what is said of the run, ready for JSON: command, model, versions.
             lock: gives what keeps other processes from changing the files.
         """
-        self._folder, self._lock = folder, lock
+        self.summary, self._folder, self._lock = folder / SUMMARY, folder, lock
         self._new: dict[str, Row] = {}
         self._statuses: dict[str, str] = {}
+        self._began, self._clock = datetime.now(UTC), time.monotonic()
         self._run: dict[str, Any] = {
             "id": uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "began": _now(),
+            "began": self._began.isoformat(timespec="seconds"),
             "ended": None,
             **about,
         }
@@ -117,7 +123,8 @@ class RunFiles:
         Raises:
             OutputError: the files cannot be written, or are not of wsiseg.
         """
-        self._run["ended"] = _now()
+        spent = timedelta(seconds=time.monotonic() - self._clock)  # the clock may be set meanwhile
+        self._run["ended"] = (self._began + spent).isoformat(timespec="seconds")
         self._write()
 
     def _write(self) -> None:
@@ -131,7 +138,7 @@ class RunFiles:
                 ordered = sorted(rows.values(), key=lambda r: (r["stem"].casefold(), r["path"]))
                 _store(self._folder, ordered, runs[-RUNS_KEPT:])
         except OSError as e:
-            raise OutputError(f"{self._folder / SUMMARY}: cannot write ({e.strerror or e})") from e
+            raise OutputError(f"{self.summary}: cannot write ({e.strerror or e})") from e
         self._new.clear()
 
 
@@ -243,7 +250,3 @@ def _number(text: str) -> float | None:
 def _plain(text: str) -> str:
     """A text that UTF-8 can hold: names of files may have bytes that are none."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Protocol
@@ -78,10 +79,12 @@ def over_white(rgba: UInt8) -> UInt8:
 
 def unreadable(path: Path, level: int, box: Box, error: Exception) -> SlideReadError:
     """The error for pixels that cannot be decoded, naming slide and place."""
+    there = os.path.lexists(path)
+    what = "is damaged, copy it again" if there else "is gone, put it back and go on"
     return SlideReadError(
         f"{path}: cannot read level {level} at x={box.x} y={box.y} "
         f"({box.width} x {box.height} px): {short_message(error)}; "
-        "the file is damaged, copy it again"
+        f"the file {what}"
     )
 
 

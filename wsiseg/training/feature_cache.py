@@ -54,7 +54,7 @@ class FeatureCache:
         if self.bytes + size > self._limit:
             return
         tensors = {str(i): f.to("cpu", torch.float16).contiguous() for i, f in enumerate(features)}
-        with staged(self._path(number), also=(SafetensorError,)) as (temporary,):
+        with staged(self._path(number), also=(SafetensorError,), durable=False) as (temporary,):
             save_file(tensors, temporary)
         self.bytes += size
 
