@@ -3,7 +3,8 @@
     python examples/choose_objects.py DATA/glas runs/fold1 runs/fold2 runs/fold3
 
 The runs are models of `wsiseg train --fold 1/3`, `2/3` and `3/3`, in that order; each is measured
-on its own fold of the training part, so nothing is chosen on what a model was trained with. Prints
+on its own fold of the training part, so nothing is chosen on what a model was trained with. With
+`--folds 3` fewer runs do, those of the first folds. Prints
 the best settings by the mean of object F1 and object Dice, as lines for `objects:` in a training
 configuration, and what they gave.
 """
@@ -42,9 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of GlaS")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, fold 1 first")
+    parser.add_argument("--folds", type=int, help="folds in all; default: as many as runs")
     parser.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
     words = parser.parse_args()
-    found = list(predictions(words.data, words.runs, tta=words.tta))
+    folds = words.folds or len(words.runs)
+    found = list(predictions(words.data, words.runs, folds=folds, tta=words.tta))
     mpp = open_dataset(dataset_mapping("glas"), words.data, "train").mpp
     best = ObjectsConfig(min_area_um2=400.0, max_hole_um2=2000.0, min_core_um2=200.0)
     table: dict[ObjectsConfig, dict[str, float]] = {}
@@ -58,11 +61,11 @@ def main() -> None:
     print(f"\nbest: {line(best, table[best])}\nobjects: {to_mapping(best)}")
 
 
-def predictions(data: Path, runs: list[Path], *, tta: bool) -> Iterator[Found]:
+def predictions(data: Path, runs: list[Path], *, folds: int, tta: bool) -> Iterator[Found]:
     """Every image of the training part, as the model that has not seen it predicts it."""
     whole = open_dataset(dataset_mapping("glas"), data, "train")
     for fold, run in enumerate(runs, start=1):
-        held = Subset(whole, fold_split(whole.groups, fold, len(runs))[1])
+        held = Subset(whole, fold_split(whole.groups, fold, folds)[1])
         model = load_model(str(run / "model.safetensors"), device="cpu")
         for index in range(len(held)):
             item = held[index]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
+from zarr.codecs import ZstdCodec
 
 from wsiseg.canvas import Canvas
 from wsiseg.classes import Classes, TissueClass
@@ -115,3 +117,40 @@ def test_borders_and_objects_are_kept_only_where_asked_for(tmp_path: Path) -> No
     assert again.has_objects
     assert np.array_equal(again.objects(box), objects)
     assert again.colours(box)[0, :2].tolist() == [-2, 1]
+
+
+def test_a_chunk_is_the_file_that_zarr_would_write(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    canvas = make(tmp_path)
+    group = zarr.open_group(str(canvas.path), mode="r+")
+    group.create_array(
+        "twin",
+        shape=(300, 700),
+        chunks=group["labels"].chunks,
+        dtype="uint8",
+        fill_value=0,
+        compressors=ZstdCodec(level=1),
+    )
+    empty = (0, 0)
+    for row, column in canvas.chunks():
+        box = canvas.chunk_box(row, column)
+        labels = rng.integers(0, 3, (box.height, box.width)).astype(np.uint8)
+        labels = labels * np.uint8((row, column) != empty)
+        canvas.write_chunk(row, column, labels, labels)
+        group["twin"][box.slices] = labels
+    ours, theirs = (
+        {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+        for f in (canvas.path / "labels" / "c", canvas.path / "twin" / "c")
+    )
+    assert ours == theirs
+    assert len(ours) == len(list(canvas.chunks())) - 1
+
+
+def test_a_chunk_may_become_empty(tmp_path: Path) -> None:
+    canvas = make(tmp_path)
+    box = canvas.chunk_box(0, 0)
+    ones = np.ones((box.height, box.width), np.uint8)
+    canvas.write_chunk(0, 0, ones, ones)
+    canvas.write_chunk(0, 0, 0 * ones, 0 * ones)
+    assert not canvas.labels(box).any()
+    assert Canvas.open(canvas.path).is_done(0, 0)

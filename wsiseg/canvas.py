@@ -209,9 +209,9 @@ class Canvas:
         if shapes != [expected] * (2 + self.has_border):
             raise CanvasError(f"chunk ({row}, {column}) is {expected}, not {shapes}")
         for name, plane in planes.items():
-            self._planes.put(name, box.slices, plane)
+            self._planes.put_chunk(name, (row, column), plane)
         self._done_cache[row, column] = checksum(planes.values())
-        self._planes.put("done", row, self._done_cache[row])
+        self._planes.put_chunk("done", (row, 0), self._done_cache[row : row + 1])
 
     def labels(self, box: Box) -> UInt8:
         """(h, w) uint8 labels of a box inside the grid."""

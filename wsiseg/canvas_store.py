@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from numcodecs.zstd import Zstd
+from zarr.codecs import ZstdCodec
 
 from wsiseg.atomic import sync_file, sync_folder, sync_tree
 from wsiseg.errors import CanvasError
@@ -27,6 +29,8 @@ from wsiseg.errors import CanvasError
 RECORD, META = "wsiseg", "zarr.json"
 DAMAGES = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError)
 """What reading a damaged canvas raises."""
+_COMPRESSION = Zstd(level=1)
+"""What `ZstdCodec(level=1)` does, without zarr around it."""
 
 
 class Planes:
@@ -85,12 +89,43 @@ class Planes:
         except OSError as e:
             raise self._unwritable(e) from e
 
+    def put_chunk(self, name: str, index: tuple[int, int], values: npt.NDArray[Any]) -> None:
+        """Write a chunk at once: the file that zarr would write, in a fifth of its time.
+
+        Args:
+            name: of an array of `fill`, or one like the labels.
+            index: row and column of the chunk.
+            values: the whole chunk, or what of it lies inside the array.
+
+        Raises:
+            CanvasError: the disk does not take it.
+        """
+        array = self._get(name)
+        chunk = np.zeros(array.chunks, array.dtype.newbyteorder("<"))
+        chunk[: values.shape[0], : values.shape[1]] = values
+        path = self._path.joinpath(name, "c", *map(str, index))
+        try:
+            if not chunk.any():  # zarr leaves chunks of the fill value out
+                path.unlink(missing_ok=True)
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f"{path.name}.partial")
+            unfinished.write_bytes(_COMPRESSION.encode(chunk))
+            unfinished.replace(path)
+        except OSError as e:
+            raise self._unwritable(e) from e
+
     def new(self, name: str, dtype: str) -> None:
         """An array of zeros like the labels."""
         like = self._get("labels")
         try:
             self._open[name] = self._group.create_array(
-                name, shape=like.shape, chunks=like.chunks, dtype=dtype, fill_value=0
+                name,
+                shape=like.shape,
+                chunks=like.chunks,
+                dtype=dtype,
+                fill_value=0,
+                compressors=ZstdCodec(level=1),
             )
         except OSError as e:
             raise self._unwritable(e) from e
@@ -145,11 +180,10 @@ def fill(folder: Path, meta: Mapping[str, Any], names: Sequence[str]) -> None:
     rows, columns = -(-height // side), -(-width // side)
     chunk = (min(side, height), min(side, width))
     group = zarr.open_group(str(folder), mode="w")
+    how: dict[str, Any] = {"fill_value": 0, "compressors": ZstdCodec(level=1)}
     for name in names:
-        group.create_array(name, shape=(height, width), chunks=chunk, dtype="uint8", fill_value=0)
-    group.create_array(
-        "done", shape=(rows, columns), chunks=(1, columns), dtype="uint32", fill_value=0
-    )
+        group.create_array(name, shape=(height, width), chunks=chunk, dtype="uint8", **how)
+    group.create_array("done", shape=(rows, columns), chunks=(1, columns), dtype="uint32", **how)
     group.attrs[RECORD] = dict(meta)
 
 
