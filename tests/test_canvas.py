@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from wsiseg.canvas import Canvas
+from wsiseg.canvas_store import Planes
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.errors import CanvasError
 from wsiseg.geometry import Box, Grid, Size
@@ -144,6 +148,41 @@ def test_a_chunk_is_the_file_that_zarr_would_write(tmp_path: Path) -> None:
     )
     assert ours == theirs
     assert len(ours) == len(list(canvas.chunks())) - 1
+
+
+def test_many_threads_write_chunks_of_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, side = 48, 8
+    grid = Grid.at_mpp(Size(columns * side, side), 0.5, 0.5)
+    canvas = Canvas.create(
+        tmp_path / "c", grid=grid, classes=CLASSES, record={}, chunk_px=side, border=True
+    )
+    plain, early = Planes.put_chunk, list[int]()
+
+    def put_chunk(planes: Planes, name: str, index: tuple[int, int], values: Any) -> None:
+        if name == "done":
+            marked = np.flatnonzero(values[0]).tolist()
+            folder = canvas.path / "border" / "c" / "0"
+            early.extend(k for k in marked if not (folder / str(k)).is_file())
+            time.sleep(0.001)  # the others come to this line meanwhile
+        plain(planes, name, index, values)
+
+    monkeypatch.setattr(Planes, "put_chunk", put_chunk)
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 3, (side, columns * side), dtype=np.uint8)
+
+    def write(column: int) -> None:
+        part = values[canvas.chunk_box(0, column).slices]
+        canvas.write_chunk(0, column, part, part, part)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(columns)))
+    again = Canvas.open(canvas.path, writable=True)
+    assert not early, "a chunk is done before its pixels are there"
+    assert again.done_count == columns
+    assert again.recheck() == 0
+    assert np.array_equal(again.labels(grid.box), values)
 
 
 def test_a_chunk_may_become_empty(tmp_path: Path) -> None:

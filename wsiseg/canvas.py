@@ -24,6 +24,7 @@ Post-processing leaves the planes of the done chunks as they are, so it can be b
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -56,8 +57,7 @@ class Canvas:
         chunk_px: side of a chunk; chunks at the right and bottom edges are smaller.
         record: what was recorded of slide, model, parameters and run, ready for JSON. Keys
             `slide`, `model`, `parameters`, and `identity` of what may continue it; inference adds
-            `timings` and `status` at the end, and `objects` (class name to number) where it makes
-            some.
+            `timings` and `status` at the end, and `objects` (class name to number) if it makes any.
     """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
@@ -73,6 +73,7 @@ class Canvas:
         self._planes = Planes(path, group)
         self._final = "cleaned" if self._planes.has("cleaned") else "labels"
         self._done_cache: npt.NDArray[Any] = self._planes.read_rows("done")
+        self._marking = threading.Lock()
 
     @classmethod
     def create(
@@ -188,20 +189,18 @@ class Canvas:
     def write_chunk(
         self, row: int, column: int, labels: UInt8, confidence: UInt8, border: UInt8 | None = None
     ) -> None:
-        """Write the final values of one chunk, then mark it done.
+        """Write the final values of one chunk, then mark it done; threads may write several.
 
         Args:
-            row: chunk row.
-            column: chunk column.
+            row, column: of the chunk, which no other thread writes.
             labels: (h, w) uint8 values on disk, of the size of `chunk_box(row, column)`.
             confidence: (h, w) uint8, probability x 255.
-            border: (h, w) uint8, probability x 255, just where the canvas has borders.
+            border: likewise, just where the canvas has borders.
 
         Raises:
             CanvasError: wrong shape, or the disk does not take it.
         """
-        box = self.chunk_box(row, column)
-        expected = (box.height, box.width)
+        expected = tuple(s.stop - s.start for s in self.chunk_box(row, column).slices)
         planes = {"labels": labels, "confidence": confidence}
         if border is not None:
             planes["border"] = border
@@ -210,8 +209,10 @@ class Canvas:
             raise CanvasError(f"chunk ({row}, {column}) is {expected}, not {shapes}")
         for name, plane in planes.items():
             self._planes.put_chunk(name, (row, column), plane)
-        self._done_cache[row, column] = checksum(planes.values())
-        self._planes.put_chunk("done", (row, 0), self._done_cache[row : row + 1])
+        written = checksum(planes.values())
+        with self._marking:  # a row on disk names only chunks whose pixels are there
+            self._done_cache[row, column] = written
+            self._planes.put_chunk("done", (row, 0), self._done_cache[row : row + 1])
 
     def labels(self, box: Box) -> UInt8:
         """(h, w) uint8 labels of a box inside the grid."""
@@ -291,8 +292,7 @@ class Canvas:
 
     def areas_mm2(self) -> dict[str, float]:
         """Square millimetres per class name."""
-        counts = self.pixel_counts()
-        unit = self.grid.pixel_area_um2 / 1e6
+        counts, unit = self.pixel_counts(), self.grid.pixel_area_um2 / 1e6
         return {item.name: counts[value] * unit for value, item in self.classes.values()}
 
     def remove(self) -> None:

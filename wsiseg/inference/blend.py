@@ -14,7 +14,7 @@ for each map and one for the weights. What exceeds `memory_bytes` is kept in fil
 canvas, least recently used first, and read back bit for bit.
 
 The sums are kept on the device that the probabilities come from. Where that is no CPU, only labels
-and confidences leave it, and a thread writes them while the device goes on.
+and confidences leave it, and threads write them while the device goes on.
 """
 
 from __future__ import annotations

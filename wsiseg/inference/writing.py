@@ -8,15 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Writer:
-    """Does what it is given in that order, in a thread of its own.
+    """Does what it is given in threads of its own, in any order and several at a time.
 
     Memory bound: what is given waits, at most `limit` at a time.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, threads: int = 4) -> None:
         self._limit = limit
         self._waiting: deque[Future[None]] = deque()
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="writer")
 
     def give(self, write: Callable[[], None]) -> None:
         """Have something written; raises what an earlier one raised."""
@@ -25,7 +25,7 @@ class Writer:
         self._waiting.append(self._pool.submit(write))
 
     def finish(self) -> None:
-        """Wait until all is written; raises what was raised first."""
+        """Wait until all is written; raises what the first given of those that failed raised."""
         while self._waiting:
             self._waiting.popleft().result()
 
