@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from wsiseg.geometry import Point
 from wsiseg.inference import fast
 from wsiseg.inference.engine import Engine
 from wsiseg.inference.fast import FastExtractor, to_fast
+from wsiseg.inference.memory import Parts
 
 SPOTS = [Point(32 * (i % 3), 32 * (i // 3)) for i in range(9)]
 
@@ -60,6 +62,19 @@ def test_one_copy_a_model_and_none_where_there_is_no_fast_one() -> None:
     assert to_fast(other, torch.bfloat16) is other
 
 
+def test_the_copy_is_made_anew_where_weights_were_changed() -> None:
+    plain = model("pathsegdiff")
+    first = to_fast(plain, torch.bfloat16).extractor
+    with torch.no_grad():
+        for weights in plain.extractor.parameters():
+            weights.mul_(1.1)
+    second = to_fast(plain, torch.bfloat16).extractor
+    assert second is not first
+    assert to_fast(plain, torch.bfloat16).extractor is second
+    with torch.inference_mode():
+        assert not torch.equal(first(tiles(1), SPOTS[:1], 0)[0], second(tiles(1), SPOTS[:1], 0)[0])
+
+
 class FakeGraph:
     """Computes what it was captured for, all of it, as a graph does."""
 
@@ -97,15 +112,83 @@ def test_batches_are_replayed_and_filled_up(monkeypatch: pytest.MonkeyPatch) -> 
         assert float((a - b).float().norm()) <= 1e-2 * float(b.float().norm())
 
 
-def test_where_memory_is_short_there_is_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(*_: Any) -> None:
-        raise torch.OutOfMemoryError("too little")
-
+def graphed(monkeypatch: pytest.MonkeyPatch, graph: Any) -> Any:
+    """A fast extractor with something else for graphs."""
     quick: Any = FastExtractor(model("pathsegdiff").extractor, torch.bfloat16)  # type: ignore[arg-type]
-    monkeypatch.setattr(fast, "_Graph", short)
+    monkeypatch.setattr(fast, "_Graph", graph)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     quick.graphs = True
+    return quick
+
+
+def end_of_capture() -> None:
+    """What is raised where memory ends inside of a capture."""
+    try:
+        raise torch.OutOfMemoryError("too little")
+    finally:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def no_library_memory() -> None:
+    raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+
+@pytest.mark.parametrize("fail", [end_of_capture, no_library_memory])
+def test_where_memory_is_short_there_are_graphs_of_what_is_smaller(
+    monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]
+) -> None:
+    tried: list[int] = []
+
+    def small(extractor: FastExtractor, inputs: Any) -> FakeGraph:
+        tried.append(len(inputs[0]))
+        if len(inputs[0]) > 3:
+            fail()
+        return FakeGraph(extractor, inputs)
+
+    quick = graphed(monkeypatch, small)
     with torch.inference_mode():
-        first, second = (quick(tiles(4), SPOTS[:4], 0) for _ in range(2))
-    assert not quick.graphs
-    assert torch.equal(first[0], second[0])
+        first, second, _ = (quick(tiles(4), SPOTS[:4], 0) for _ in range(3))
+        assert quick._graph is None
+        assert torch.equal(first[0], second[0])
+        for count in (3, 3, 6, 6):
+            quick(tiles(count), SPOTS[:count], 0)
+    assert quick._graph.size == 3
+    assert tried == [4, 3], "what does not fit is tried once"
+
+
+def test_another_error_of_a_capture_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    quick = graphed(monkeypatch, bad)
+    with torch.inference_mode():
+        quick(tiles(4), SPOTS[:4], 0)
+        with pytest.raises(RuntimeError, match="illegal"):
+            quick(tiles(4), SPOTS[:4], 0)
+
+
+def test_halved_batches_have_graphs_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = [9]
+
+    class Tight(FakeGraph):
+        def __call__(self, inputs: Any) -> Any:
+            if self.size > room[0]:
+                raise torch.OutOfMemoryError("too little")
+            return super().__call__(inputs)
+
+    quick, parts = graphed(monkeypatch, Tight), Parts(torch.device("cpu"), together=True)
+
+    def encode() -> list[int]:
+        found = parts.run("tiles", 8, lambda a, b: quick(tiles(8)[a:b], SPOTS[a:b], 0))
+        return [len(maps[0]) for maps in found]
+
+    with torch.inference_mode():
+        encode()
+        assert encode() == [8]
+        assert quick._graph.size == 8
+        room[0] = 4
+        with pytest.warns(UserWarning, match="out of memory with 8 tiles"):
+            assert encode() == [4, 4]
+        assert quick._graph.size == 4
+        assert encode() == [4, 4]
+    assert quick._graph.replayed == [4, 4, 4]

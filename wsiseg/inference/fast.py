@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from wsiseg.geometry import Point
+from wsiseg.inference.memory import lacks_memory
 from wsiseg.models.base import FeatureExtractor, Features
 from wsiseg.models.diffusion import place_noise, supplied_noise
 from wsiseg.models.extractors.fused_blocks import fuse
@@ -24,14 +25,17 @@ from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
 from wsiseg.models.fused import channels_last
 from wsiseg.models.segmenter import Segmenter
 
-_MADE: WeakKeyDictionary[FeatureExtractor, dict[torch.dtype, FastExtractor]] = WeakKeyDictionary()
+_State = tuple[torch.device, int]
+_MADE: WeakKeyDictionary[FeatureExtractor, dict[torch.dtype, tuple[_State, FastExtractor]]] = (
+    WeakKeyDictionary()
+)
 
 
 def to_fast(segmenter: Segmenter, dtype: torch.dtype) -> Segmenter:
     """The segmenter with a fast extractor; as it is, where there is none for its extractor.
 
-    The fast extractor is made once for the weights that the extractor has then, and kept as long as
-    the extractor.
+    The fast extractor is kept as long as the extractor, and made anew where that has moved to
+    another device or its weights were changed since.
 
     Args:
         segmenter: on the device where it is to run.
@@ -40,10 +44,18 @@ def to_fast(segmenter: Segmenter, dtype: torch.dtype) -> Segmenter:
     source = segmenter.extractor
     if not isinstance(source, PathSegDiffExtractor) or dtype == torch.float32:
         return segmenter
-    made = _MADE.setdefault(source, {})
+    made, state = _MADE.setdefault(source, {}), _state(source)
+    if dtype in made and made[dtype][0] != state:
+        del made[dtype]
     if dtype not in made:
-        made[dtype] = FastExtractor(source, dtype)
-    return Segmenter(made[dtype], segmenter.head, segmenter.info).eval()
+        made[dtype] = state, FastExtractor(source, dtype)
+    return Segmenter(made[dtype][1], segmenter.head, segmenter.info).eval()
+
+
+def _state(source: FeatureExtractor) -> _State:
+    """What changes where weights move to another device or are changed in place."""
+    weights = list(source.parameters())
+    return weights[0].device, sum(w._version for w in weights)
 
 
 class FastExtractor(FeatureExtractor):
@@ -67,6 +79,7 @@ class FastExtractor(FeatureExtractor):
         self._dtype, self._device = dtype, device
         self._last = 0
         self._graph: _Graph | None = None
+        self._too_large: float = float("inf")
 
     def noise(self, places: Sequence[Point], seed: int) -> tuple[Tensor, ...]:
         """(B, C, h, w) float32 noise of the places on the device, one tensor a timestep."""
@@ -79,11 +92,20 @@ class FastExtractor(FeatureExtractor):
         return tuple(n.pin_memory().to(self._device, non_blocking=True) for n in drawn)
 
     def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
-        """See `FeatureExtractor.forward`."""
+        """See `FeatureExtractor.forward`; where memory is short, the graph is given up first."""
+        try:
+            return self._features(images, places, seed)
+        except RuntimeError as e:
+            if lacks_memory(e):
+                self._graph = None  # for all of its size, which the parts of a batch do not need
+            raise
+
+    def _features(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
         inputs = (channels_last(images.to(self._dtype)), *self.noise(places, seed))
         count, repeated = len(images), len(images) == self._last
         self._last = count
-        if self.graphs and repeated and (self._graph is None or count > self._graph.size):
+        missing = self._graph is None or count > self._graph.size
+        if self.graphs and repeated and missing and count < self._too_large:
             self._capture(inputs)
         if self._graph is None or count > self._graph.size:
             return self.compute(*inputs)
@@ -100,13 +122,17 @@ class FastExtractor(FeatureExtractor):
         return found
 
     def _capture(self, inputs: Features) -> None:
-        """Capture a graph for batches of that size; where memory is short, there will be none."""
+        """Capture a graph for batches of that size; where memory is short, for none as large."""
         self._graph = None
         try:
             self._graph = _Graph(self, inputs)
-        except torch.OutOfMemoryError:
-            self.graphs = False
-            torch.cuda.empty_cache()
+            return
+        except RuntimeError as e:
+            causes = (e, e.__context__)  # the end of a failed capture may have an error of its own
+            if not any(lacks_memory(cause) for cause in causes if cause is not None):
+                raise
+        self._too_large = len(inputs[0])
+        torch.cuda.empty_cache()  # here, where no error holds tensors any more
 
 
 class _Graph:
@@ -118,7 +144,8 @@ class _Graph:
         self.size = len(inputs[0])
         self._inputs = tuple(t.clone() for t in inputs)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        before = torch.cuda.stream(torch.cuda.current_stream())  # a failed capture leaves another
+        with before, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._outputs = extractor.compute(*self._inputs)
 
     def __call__(self, inputs: Features) -> Features:
