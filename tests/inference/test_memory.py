@@ -16,7 +16,7 @@ from torch import Tensor
 from wsiseg.errors import DeviceMemoryError
 from wsiseg.geometry import Point
 from wsiseg.inference.engine import Engine
-from wsiseg.inference.job import PredictOptions
+from wsiseg.inference.job import GIB, PredictOptions, memory_bytes
 from wsiseg.inference.memory import Parts, lacks_memory, memory_said
 from wsiseg.inference.predict import predict_slide
 from wsiseg.models.base import Features
@@ -120,6 +120,17 @@ def test_what_fits_is_remembered_with_the_model_and_forgotten_with_it(
     del model
     gc.collect()
     assert kept() is None
+
+
+def test_what_is_kept_does_not_depend_on_who_else_uses_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for free in (70, 3):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, n=free: (n * GIB, 80 * GIB))
+        found.append(memory_bytes(torch.device("cuda:0"), 1.0))
+    assert found == [(20 * GIB, 10 * GIB)] * 2
+    assert memory_bytes(CPU, 1.0) == (GIB // 2, GIB // 2)
 
 
 class Greedy(NoiseExtractor):

@@ -39,8 +39,9 @@ class PredictOptions:
     """Threads that read the slide; None takes one a processor, at most 4 (8 for a GPU)."""
     memory_gib: float = 1.0
     """Memory for what is kept between windows: half for tile features and half for the sums of
-    unfinished chunks; on a CUDA device instead a quarter and an eighth of its free memory. More
-    than fits is encoded again or kept in files; the result is the same."""
+    unfinished chunks; on a CUDA device instead a quarter and an eighth of all its memory, used or
+    not, so that an interrupted run can be continued. More than fits is encoded again or kept in
+    files; on a CPU the result is the same."""
     precision: str = "auto"
     """"auto", "fp32", "bf16" or "fp16"; auto is bf16 on CUDA and fp32 elsewhere."""
     seed: int = 0
@@ -112,10 +113,7 @@ def prepare(
         overlap_px=options.overlap_px,
     )
     batch_size = options.batch_size or (BATCH_GPU if engine.batches else BATCH_CPU)
-    half = int(options.memory_gib * GIB / 2)
-    on_cuda = engine.device.type == "cuda"
-    free = torch.cuda.mem_get_info(engine.device)[0] if on_cuda else 0
-    room = free // 4 if on_cuda else half
+    room, blend_bytes = memory_bytes(engine.device, options.memory_gib)
     capacity = max(1, room // tile_bytes(segmenter, engine.dtype))
     workers = WORKERS_GPU if engine.batches else WORKERS_CPU
     return Job(
@@ -125,5 +123,14 @@ def prepare(
         batch_size=batch_size,
         group=max(1, batch_size // layout.window_tiles.shape[1]) if engine.batches else 1,
         workers=options.workers or min(workers, os.cpu_count() or 1),
-        blend_bytes=free // 8 if on_cuda else half,
+        blend_bytes=blend_bytes,
     )
+
+
+def memory_bytes(device: torch.device, memory_gib: float) -> tuple[int, int]:
+    """Bytes for tile features and for the sums of unfinished chunks; see `PredictOptions`."""
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        return total // 4, total // 8
+    half = int(memory_gib * GIB / 2)
+    return half, half
