@@ -91,6 +91,16 @@ def test_slots_are_enough_and_no_more(batch: int, group: int) -> None:
     assert most == size
 
 
+@pytest.mark.parametrize("first", [torch.contiguous_format, torch.channels_last])
+def test_on_a_cpu_the_layout_does_not_depend_on_the_first_batch(first: torch.memory_format) -> None:
+    store = FeatureStore(1, dtype=torch.float32, device=torch.device("cpu"))
+    maps = torch.arange(24.0).view(1, 2, 3, 4)
+    store.put(range(1), (maps.contiguous(memory_format=first),))
+    (found,) = store.windows(np.zeros((1, 1), np.int64))
+    assert found.is_contiguous()
+    assert torch.equal(found[0, 0], maps)
+
+
 def test_groups() -> None:
     assert list(groups(7, 3)) == [(0, 3), (3, 6), (6, 7)]
     assert list(groups(0, 3)) == []

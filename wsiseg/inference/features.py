@@ -126,7 +126,8 @@ def tile_bytes(segmenter: Segmenter, dtype: torch.dtype) -> int:
 class FeatureStore:
     """The features that windows still need, by load number, in the order that they have in memory.
 
-    The maps of a tile lie in one row of a block, channel by channel or pixel by pixel.
+    The maps of a tile lie in one row of a block: channel by channel on a CPU, whose results must
+    not depend on which batch came first; elsewhere as in the first batch, or pixel by pixel.
     """
 
     def __init__(self, size: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -146,7 +147,8 @@ class FeatureStore:
         if not self._blocks:
             size = len(self._free)
             self._shapes = [f.shape[1:] for f in features]
-            self._by_pixel = [_pixel_by_pixel(f) for f in features]
+            on_cpu = self._device.type == "cpu"
+            self._by_pixel = [not on_cpu and _pixel_by_pixel(f) for f in features]
             self._blocks = tuple(
                 torch.empty((size, f[0].numel()), dtype=self._dtype, device=self._device)
                 for f in features
