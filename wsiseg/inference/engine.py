@@ -53,7 +53,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "auto":
         if kind != "cuda":
             return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if precision not in possible:
         raise UsageError(
             f"precision {precision!r} is not available on {kind}; take auto, {', '.join(possible)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from wsiseg.canvas import Canvas
 from wsiseg.errors import CanvasError
@@ -86,9 +87,10 @@ def predict_slide(
         The complete canvas. `canvas.record["status"]` is "ok", or "no tissue" where the mask left
         nothing to analyse and every label is 0. Its record holds `slide`, `model`, `parameters`,
         `versions`, `status` and `timings`. The timings are seconds the loop spent in "read"
-        (waiting for the reader threads), "encode", "head" and "blend"; on a GPU, whose work is
-        waited for in "head", that part holds most of "encode" too. Where the model asks for
-        post-processing, "objects" is that of `make_objects`.
+        (waiting for the reader threads), "encode", "head" and "blend". A CUDA device works beside
+        the loop: there "encode" and "head" are the handing over of work and what the loop waits
+        meanwhile (in "head" for windows some groups back), not what the device takes for either.
+        Where the model asks for post-processing, "objects" is that of `make_objects`.
 
     Raises:
         UsageError: an option that cannot be.
@@ -155,6 +157,8 @@ def begin(
 def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
     """Do what `begin` settled; see `predict_slide`."""
     canvas, job, info = work.canvas, work.job, work.job.engine.segmenter.info
+    if job.engine.device.type == "cuda":
+        torch.cuda.set_device(job.engine.device)  # of this thread, which may not have begun it
     try:
         canvas.restore_labels()
         for name, picture in work.pictures.items():

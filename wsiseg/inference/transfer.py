@@ -19,5 +19,5 @@ def on_its_way(values: Tensor) -> tuple[Tensor, Any]:
     here.copy_(values, non_blocking=True)
     event: Any = torch.cuda.Event
     ready = event()
-    ready.record()
+    ready.record(torch.cuda.current_stream(values.device))
     return here, ready

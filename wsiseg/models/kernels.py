@@ -1,6 +1,7 @@
 """Triton kernels for activations in channels_last order. Knows no networks; see `fused.py`.
 
-Every kernel reads its input once and computes in float32, whatever type the memory holds.
+Every kernel reads its input once and computes in float32, whatever type the memory holds. It runs
+on the device of its tensors, whichever is the current one.
 """
 
 from __future__ import annotations
@@ -168,19 +169,19 @@ def group_norm(x: Tensor, norm: Any, *, silu: bool, add: Tensor | None) -> Tenso
     step = 0 if add is None or len(add) == 1 else add.stride(0)
     extra = x if add is None else add
     has, width = add is not None, c // norm.num_groups
-    _stats[chunks, blocks, b](
-        x, extra, means, squares, pixels, c, chunks, step, has, rows, BLOCK_C, num_warps=8
-    )
-    _combine[norm.num_groups, b](
-        means, squares, extra, norm.weight, norm.bias, scale, shift, pixels, c, step,
-        norm.eps, width, chunks, has, rows, min(64, triton.next_power_of_2(chunks)),
-        triton.next_power_of_2(width),
-    )  # fmt: skip
-    out = torch.empty_like(x)
-    rows = min(128, rows)
-    _apply[triton.cdiv(pixels, rows), blocks, b](
-        x, out, scale, shift, pixels, c, silu, rows, BLOCK_C, num_warps=8
-    )
+    out, some = torch.empty_like(x), min(128, rows)
+    with torch.cuda.device(x.get_device()):
+        _stats[chunks, blocks, b](
+            x, extra, means, squares, pixels, c, chunks, step, has, rows, BLOCK_C, num_warps=8
+        )
+        _combine[norm.num_groups, b](
+            means, squares, extra, norm.weight, norm.bias, scale, shift, pixels, c, step,
+            norm.eps, width, chunks, has, rows, min(64, triton.next_power_of_2(chunks)),
+            triton.next_power_of_2(width),
+        )  # fmt: skip
+        _apply[triton.cdiv(pixels, some), blocks, b](
+            x, out, scale, shift, pixels, c, silu, some, BLOCK_C, num_warps=8
+        )
     return out
 
 
@@ -190,7 +191,8 @@ def add_bias(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     rows, c = a.numel() // a.shape[1], a.shape[1]
     grid = (triton.cdiv(rows, 128), triton.cdiv(c, BLOCK_C))
     has = bias is not None
-    _add[grid](a, b, bias if has else a, out, rows, c, has, 128, BLOCK_C, num_warps=8)
+    with torch.cuda.device(a.get_device()):
+        _add[grid](a, b, bias if has else a, out, rows, c, has, 128, BLOCK_C, num_warps=8)
     return out
 
 
@@ -200,7 +202,8 @@ def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     out = torch.empty(scores.shape, dtype=dtype, device=scores.device)
     block = triton.next_power_of_2(length)
     warps = min(16, max(1, block // 256))
-    _softmax[(scores.numel() // length,)](scores, out, length, scale, block, num_warps=warps)
+    with torch.cuda.device(scores.get_device()):
+        _softmax[(scores.numel() // length,)](scores, out, length, scale, block, num_warps=warps)
     return out
 
 
@@ -217,4 +220,5 @@ def spread(maps: Tensor, out: Tensor, *, tile_rows: int, tile_columns: int) -> N
     side = height // tile_rows
     xs, block = 8, min(128, triton.next_power_of_2(c))
     grid = (triton.cdiv(width, xs), triton.cdiv(c, block), b * height)
-    _spread[grid](maps, out, tile_rows, tile_columns, maps.shape[1], c, side, xs, block)
+    with torch.cuda.device(out.get_device()):
+        _spread[grid](maps, out, tile_rows, tile_columns, maps.shape[1], c, side, xs, block)
