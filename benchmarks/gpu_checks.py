@@ -14,6 +14,7 @@ from torch.nn import functional as nnf
 
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Point
+from wsiseg.inference import fast
 from wsiseg.inference.fast import FastExtractor
 from wsiseg.inference.predict import PredictOptions, predict_slide
 from wsiseg.models import fused
@@ -164,6 +165,7 @@ def labels(bench: Any) -> None:
     found: dict[tuple[str, int], Any] = {}
     with tempfile.TemporaryDirectory() as name, open_slide(IMAGE) as slide:
         for precision, batch in runs:
+            fast._MADE.clear()  # a graph of larger batches would fill these up
             options = PredictOptions(precision=precision, batch_size=batch, overlap_px=512)
             folder = Path(name) / f"{precision}-{batch}"
             canvas = predict_slide(slide, model, folder, options=options)
