@@ -213,6 +213,7 @@ class Slides:
             lease.check()  # who has the slide by now removes what this process left unfinished
             raise
         if not settings.keep_canvas:
+            lease.check()
             canvas.remove()
         seconds = time.monotonic() - began
         click.echo(summary(canvas, written, seconds=seconds))
