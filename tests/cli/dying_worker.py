@@ -3,10 +3,7 @@
 import os
 from typing import Any
 
-from wsiseg.cli.crew import Report
-from wsiseg.cli.crew_local import READY
 from wsiseg.errors import CheckpointError, DeviceMemoryError
-from wsiseg.inference.cohort import Outcome
 
 
 def dies(*args: Any) -> None:
@@ -30,5 +27,8 @@ def lacks_memory_at_first(pipe: Any, met: Any, *args: Any) -> None:
         met.touch()
         lacks_memory(pipe)
         return
-    pipe.send(READY)
+    from wsiseg.cli.crew import Report  # here, as the others are to end at once
+    from wsiseg.inference.cohort import Outcome
+
+    pipe.send("ready")
     pipe.send(Report(Outcome(pipe.recv().task, "ok")))
