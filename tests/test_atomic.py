@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from wsiseg import atomic
 from wsiseg.atomic import staged
-from wsiseg.errors import OutputError
+from wsiseg.errors import LeaseLostError, OutputError
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="folders are opened as POSIX does")
 
@@ -94,3 +95,32 @@ def test_folders_that_cannot_be_written_through_are_no_error(
         part.write_text("whole")
     atomic.sync_tree(tmp_path)
     assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_who_lost_the_lock_gives_no_file_its_name(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise LeaseLostError("taken over")
+
+    (tmp_path / "a[1]").write_text("before")
+    (tmp_path / "stale").write_text("before")
+    for kept in (".a[1].part", ".a[1].b.12345678.part", ".a1.12345678.part"):
+        (tmp_path / kept).write_text("of others")
+    for left in (".a[1].12345678.part", "..a[1].12345678.part.part"):
+        (tmp_path / left).write_text("of an earlier holder")
+    before = {p.name for p in tmp_path.iterdir() if not p.read_text().startswith("of an earlier")}
+    parts: list[Path] = []
+
+    def write(check: Callable[[], None]) -> None:
+        with staged(tmp_path / "a[1]", stale=[tmp_path / "stale"], check=check) as (part,):
+            parts.append(part)
+            assert {p.name for p in tmp_path.iterdir()} == before
+            part.write_text("after")
+
+    with pytest.raises(LeaseLostError):
+        write(lost)
+    assert {p.name for p in tmp_path.iterdir()} == before
+    assert (tmp_path / "a[1]").read_text() == "before"
+    write(lambda: None)
+    assert len(set(parts)) == 2
+    assert not (tmp_path / "stale").exists()
+    assert (tmp_path / "a[1]").read_text() == "after"

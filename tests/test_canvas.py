@@ -193,3 +193,58 @@ def test_a_chunk_may_become_empty(tmp_path: Path) -> None:
     canvas.write_chunk(0, 0, 0 * ones, 0 * ones)
     assert not canvas.labels(box).any()
     assert Canvas.open(canvas.path).is_done(0, 0)
+
+
+def test_a_canvas_that_is_gone_is_not_begun_again(tmp_path: Path) -> None:
+    canvas = make(tmp_path)
+    box = canvas.chunk_box(0, 0)
+    ones = np.ones((box.height, box.width), np.uint8)
+    canvas.write_chunk(0, 0, ones, ones)
+    Canvas.open(canvas.path).remove()
+    with pytest.raises(CanvasError, match="cannot write"):
+        canvas.write_chunk(0, 0, ones, ones)
+    with pytest.raises(CanvasError, match="cannot write"):
+        canvas.update_record(status="ok")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_it_states_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canvas = make(tmp_path)
+    before = (canvas.path / "zarr.json").read_bytes()
+    found = []
+
+    def late(path: Path) -> None:
+        found.append((path.name, (canvas.path / "zarr.json").read_bytes() == before))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wsiseg.canvas_store.sync_file", late)
+    with pytest.raises(CanvasError, match="No space left"):
+        canvas.update_record(status="ok")
+    ((name, unchanged),) = found
+    assert name.startswith("zarr.json.")
+    assert unchanged
+    assert (canvas.path / "zarr.json").read_bytes() == before
+    assert not list(canvas.path.rglob("*.partial"))
+
+
+def test_two_writers_of_a_chunk_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canvas = make(tmp_path)
+    other = Canvas.open(canvas.path, writable=True)
+    box = canvas.chunk_box(0, 0)
+    ones = np.ones((box.height, box.width), np.uint8)
+    plain, names = Path.write_bytes, []
+
+    def write(path: Path, data: bytes) -> int:
+        names.append(path.name)
+        if len(names) == 1:
+            other.write_chunk(0, 0, ones, ones)
+        return plain(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    canvas.write_chunk(0, 0, ones, ones)
+    assert len(set(names)) == len(names) == 6
+    assert (Canvas.open(canvas.path).labels(box) == 1).all()

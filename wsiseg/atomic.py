@@ -6,12 +6,16 @@ renamed, names after it. Some file systems say only then that there is no room.
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Collection, Iterator
+import secrets
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wsiseg.errors import OutputError
+
+_MARK_BYTES = 4
 
 
 @contextmanager
@@ -20,6 +24,7 @@ def staged(
     also: tuple[type[Exception], ...] = (),
     stale: Collection[Path] = (),
     durable: bool = True,
+    check: Callable[[], None] | None = None,
 ) -> Iterator[list[Path]]:
     """Temporary paths to write to, renamed to `finals` in that order when the block ends well.
 
@@ -34,18 +39,26 @@ def staged(
             its name.
         durable: whether a loss of power must not cost the files; without it they are in the hands
             of the system, as for a cache.
+        check: where a lock must be held: raises if it is not, and is called before the first file
+            gets its name. Temporary names are then of this call alone, and what earlier holders of
+            the lock left under theirs is removed.
 
     Raises:
         OutputError: the folder or the files cannot be written (no space, no permission).
     """
-    temporaries = [final.with_name(f".{final.name}.part") for final in finals]
+    mark = "" if check is None else f".{secrets.token_hex(_MARK_BYTES)}"
+    temporaries = [final.with_name(f".{final.name}{mark}.part") for final in finals]
     failures: tuple[type[Exception], ...] = (OSError, *also)
     try:
         for final in finals:
             final.parent.mkdir(parents=True, exist_ok=True)
+            if check is not None:
+                _sweep(final)
         yield temporaries
         for temporary in temporaries if durable else ():
             sync_file(temporary)
+        if check is not None:
+            check()
         for path in stale:
             path.unlink(missing_ok=True)
         for temporary, final in zip(temporaries, finals, strict=True):
@@ -64,6 +77,14 @@ def staged(
                 temporary.unlink(missing_ok=True)
             except OSError:
                 continue  # the error that led here says more
+
+
+def _sweep(final: Path) -> None:
+    """Remove the marked temporary files of a file, and those that were made beside them."""
+    name = f"{glob.escape(final.name)}.{'[0-9a-f]' * (2 * _MARK_BYTES)}.part"
+    for pattern in (f".{name}", f"..{name}.part"):
+        for left in final.parent.glob(pattern):
+            left.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

@@ -10,6 +10,8 @@ on the disk at once.
 
 from __future__ import annotations
 
+import json
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -90,7 +92,7 @@ class Planes:
             raise self._unwritable(e) from e
 
     def put_chunk(self, name: str, index: tuple[int, int], values: npt.NDArray[Any]) -> None:
-        """Write a chunk at once: the file that zarr would write, in a fifth of its time.
+        """Write a chunk at once: the file that zarr would write, in less time.
 
         Args:
             name: of an array of `fill`, or one like the labels.
@@ -98,7 +100,7 @@ class Planes:
             values: the whole chunk, or what of it lies inside the array.
 
         Raises:
-            CanvasError: the disk does not take it.
+            CanvasError: the disk does not take it, or the canvas is gone.
         """
         array = self._get(name)
         chunk = np.zeros(array.chunks, array.dtype.newbyteorder("<"))
@@ -108,10 +110,9 @@ class Planes:
             if not chunk.any():  # zarr leaves chunks of the fill value out
                 path.unlink(missing_ok=True)
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f"{path.name}.partial")
-            unfinished.write_bytes(_COMPRESSION.encode(chunk))
-            unfinished.replace(path)
+            for folder in (path.parent.parent, path.parent):  # none above: a canvas that is gone
+                folder.mkdir(exist_ok=True)
+            _put_file(path, _COMPRESSION.encode(chunk))
         except OSError as e:
             raise self._unwritable(e) from e
 
@@ -147,13 +148,20 @@ class Planes:
         discard(self._path / name)
 
     def update_meta(self, **entries: Any) -> None:
-        """Change entries of what the canvas states of itself."""
-        meta: Any = self._group.attrs[RECORD]
+        """Change entries of what the canvas states of itself.
+
+        Raises:
+            CanvasError: the disk does not take it, or the canvas is gone or damaged.
+        """
+        path = self._path / META
         try:
-            self._group.attrs[RECORD] = {**meta, **entries}
-            sync_file(self._path / META)
+            stated = json.loads(path.read_bytes())
+            stated["attributes"][RECORD].update(entries)
+            _put_file(path, json.dumps(stated, indent=2).encode(), durable=True)
         except OSError as e:
             raise self._unwritable(e) from e
+        except DAMAGES as e:
+            raise CanvasError(f"{path}: cannot be read ({line(e)}); predict again") from e
 
     def _get(self, name: str) -> Any:
         if name not in self._open:
@@ -172,6 +180,26 @@ def unwritable(path: Path, error: OSError) -> CanvasError:
         f"{path}: cannot write ({error.strerror or error}); check free space and permissions, then"
         " start the same command again"
     )
+
+
+def _put_file(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file that has its name when it is whole, and with `durable` on the disk.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
+    """
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        unfinished.write_bytes(data)
+        if durable:
+            sync_file(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
 
 
 def fill(folder: Path, meta: Mapping[str, Any], names: Sequence[str]) -> None:

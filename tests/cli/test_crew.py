@@ -26,7 +26,7 @@ from wsiseg.cli.predict import command
 from wsiseg.cli.predict_engine import devices
 from wsiseg.cli.predict_known import first_files
 from wsiseg.cli.predict_settings import Settings
-from wsiseg.errors import CheckpointError, WsisegError
+from wsiseg.errors import CheckpointError, DeviceMemoryError, WsisegError
 from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome, Task
 
 
@@ -96,6 +96,39 @@ def test_what_workers_cannot_set_up_ends_the_run(monkeypatch: pytest.MonkeyPatch
         hire_two()
 
 
+def test_a_gpu_that_is_short_of_memory_for_a_moment_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_local, "serve", dying_worker.lacks_memory_at_first)
+    orders: Any = tmp_path / "met"
+    with closing(crew_local.LocalCrew(orders, ["cpu"], threads=1)) as crew:
+        crew.submit(Job(task("a")))
+        found: list[Event] = []
+        while not found:
+            found = list(crew.events())
+    assert [type(event) for event in found] == [Report]
+    monkeypatch.setattr(crew_local, "serve", dying_worker.lacks_memory)
+    with pytest.raises(DeviceMemoryError, match="cuda:0: out of memory"):
+        hire_two()
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayTaskError=(), OutOfMemoryError=()))
+    ray.exceptions.RayError, ray.get = (), lambda given: DeviceMemoryError("cuda: out of memory")
+    cluster = RayCrew.__new__(RayCrew)
+    cluster._ray = ray
+    lost = cluster._result(None, Job(task("a")))
+    assert lost == Lost(Job(task("a")), "did not start (cuda: out of memory)")
+
+
+def test_a_process_that_cannot_be_started_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(process: Any) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", start)
+    with pytest.raises(WsisegError, match=r"\(Resource temporarily .*\); give fewer --processes"):
+        hire_two()
+
+
 def hire_two() -> None:
     orders: Any = None
     with closing(crew_local.LocalCrew(orders, ["cpu", "cpu"], threads=1)) as crew:
@@ -161,6 +194,7 @@ def test_where_no_terminal_is_a_line_comes_now_and_then(
     ("options", "message"),
     [
         (["--gpus", "90,91"], "--gpus 90,91: "),
+        (["--gpus", ""], "give numbers with commas between, as 0,1"),
         (["--gpus", "a"], "give numbers with commas between, as 0,1"),
         (["--gpus", "0,0"], "each once"),
         (["--gpus", "0", "--device", "cpu"], "not together with --device cpu"),
@@ -211,6 +245,18 @@ def test_without_ray_it_is_said_how_to_get_it(
     monkeypatch.setattr("os.environ", dict(os.environ))
     line = refused(["--engine", "ray"], tmp_path, monkeypatch, capsys)
     assert line == "wsiseg: error: ray is not installed; pip install 'wsiseg[ray]'"
+
+
+@pytest.mark.parametrize("options", [[], ["--processes", "2"], ["--engine", "ray"]])
+def test_without_openvino_it_is_said_how_to_get_it(
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    line = refused(["--runtime", "openvino", *options], tmp_path, monkeypatch, capsys)
+    assert line == "wsiseg: error: openvino is not installed; pip install 'wsiseg[openvino]'"
 
 
 def refused(

@@ -358,13 +358,14 @@ def test_a_gpu_without_memory_for_a_single_tile(
     assert "a: continuing: " in text
 
 
+@pytest.mark.parametrize("step", ["load_model", "prepare"])
 def test_a_model_that_does_not_fit_is_said_in_one_line(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def full(*args: object, **more: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("wsiseg.cli.predict_run.load_model", full)
+    monkeypatch.setattr(f"wsiseg.cli.predict_run.{step}", full)
     code, _, err = run(slides(tmp_path / "in", "a"), "--out", tmp_path / "out")
     assert code == 1
     assert err.startswith("wsiseg: error: cpu: out of memory; end what else uses it")

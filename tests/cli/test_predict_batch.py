@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tiny_run import Run, names, outputs_of, rows, slides
 
 import wsiseg.lease
 from wsiseg.canvas import Canvas
+from wsiseg.cli import predict_slides
+from wsiseg.errors import OutputError
 from wsiseg.lease import Locks
 from wsiseg.outputs.run_folder import read_run
 
@@ -161,6 +164,43 @@ def test_a_lock_of_a_dead_process_elsewhere_is_taken_over(
     dead = {"host": "elsewhere", "machine": "x", "pid": 1, "token": "abc", "beat": "000"}
     (out / "a.lock").write_text(json.dumps(dead))
     assert run(folder, "--out", out)[0] == 0
+    assert names(out) == outputs_of("a")
+
+
+@pytest.mark.parametrize("where", ["canvas", "outputs"])
+def test_who_lost_a_lock_leaves_the_slide_as_it_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(wsiseg.lease, "LEASE_S", 0.6)
+    folder, out = slides(tmp_path / "in", "a"), tmp_path / "out"
+    taker = {"host": "elsewhere", "machine": "x", "pid": 1, "token": "abc", "beat": "000"}
+    plain, lost = predict_slides.write_outputs, []
+
+    def lose() -> None:
+        lost.append(where)
+        (tmp_path / "lock").write_text(json.dumps(taker))
+        (tmp_path / "lock").replace(out / "a.lock")
+        time.sleep(0.3)
+
+    def is_of(*args: Any) -> bool:
+        lose()
+        return False
+
+    def write(*args: Any, **more: Any) -> Any:
+        if not lost:
+            lose()
+            raise OutputError("a.mask.ome.tif: cannot write")
+        return plain(*args, **more)
+
+    if where == "canvas":
+        monkeypatch.setattr(predict_slides.Slides, "_is_of", is_of)
+        stamps = iter([(1,), (2,)])  # then as one that does not change
+        monkeypatch.setattr(predict_slides, "file_stamp", lambda path: next(stamps, None))
+    else:
+        monkeypatch.setattr(predict_slides, "write_outputs", write)
+    code, text, err = run(folder, "--out", out)
+    assert (code, err, lost) == (0, "", [where])
+    assert "a: continuing: 20 of 20 chunks were done" in text
     assert names(out) == outputs_of("a")
 
 

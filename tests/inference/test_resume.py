@@ -12,7 +12,7 @@ import pytest
 from inference_fakes import MemorySlide, MemoryTissue, noise_model, random_slide
 
 from wsiseg.canvas import Canvas
-from wsiseg.errors import ModelError, SlideReadError
+from wsiseg.errors import LeaseLostError, ModelError, SlideReadError
 from wsiseg.geometry import Box, Grid, Size
 from wsiseg.inference.engine import Engine, Stopwatch, WindowFeatures
 from wsiseg.inference.features import groups, schedule
@@ -250,6 +250,34 @@ def test_errors_leave_the_canvas_where_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         carry_out(work, stop_at(1, KeyboardInterrupt()))
     assert list(tmp_path.iterdir()) == [], "nothing was done"
+
+
+@pytest.mark.parametrize("error", [LeaseLostError("taken over"), KeyboardInterrupt()])
+def test_the_canvas_of_another_process_is_left_alone(tmp_path: Path, error: BaseException) -> None:
+    interrupt(tmp_path / "c")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    slide, options = random_slide(300, 250), replace(OPTIONS, resume=False)
+    lost = False
+
+    def check() -> None:
+        if lost:
+            raise LeaseLostError("taken over")
+
+    def progress(done: int, total: int) -> None:
+        nonlocal lost
+        if done >= 60:
+            lost = True
+            raise error
+
+    lost = True
+    with pytest.raises(LeaseLostError):
+        begin(slide, noise_model(), tmp_path / "c", options=options, check=check)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    lost = False
+    work = begin(slide, noise_model(), tmp_path / "c", options=options, check=check)
+    with pytest.raises(type(error)):
+        carry_out(work, progress)
+    assert Canvas.open(tmp_path / "c").done_count, "not removed"
 
 
 @pytest.mark.parametrize("capacity", [10, 1000])

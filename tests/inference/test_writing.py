@@ -10,8 +10,7 @@ import torch
 from test_blend import CHUNK, CLASSES, layout_of, random_field
 
 from wsiseg.canvas import Canvas
-from wsiseg.errors import CanvasError
-from wsiseg.inference import blend
+from wsiseg.errors import CanvasError, ModelError
 from wsiseg.inference.blend import Blender
 from wsiseg.inference.writing import Writer
 
@@ -93,4 +92,23 @@ def test_a_canvas_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         found.append((canvas.labels(canvas.grid.box), canvas.confidence(canvas.grid.box)))
     assert (found[0][0] == found[1][0]).all()
     assert (found[0][1] == found[1][1]).all()
-    assert blend.WAITING > 0
+
+
+def test_a_chunk_without_numbers_is_not_done(tmp_path: Path) -> None:
+    layout = layout_of(300, 280)
+    canvas = Canvas.create(
+        tmp_path / "c", grid=layout.grid, classes=CLASSES, record={}, chunk_px=CHUNK
+    )
+    blender = Blender(layout, 2, canvas)
+    blender._writer = Writer(100)
+    values = torch.full((len(layout.windows), 2, layout.window_px, layout.window_px), 0.5)
+    values[0, 1, 3, 4] = float("nan")
+
+    def blend() -> None:
+        blender.add(values, layout.places(0, len(values)))
+        blender.finish()
+
+    with pytest.raises(ModelError, match=r"no numbers in the chunk at \(0, 0\); try"):
+        blend()
+    blender.close()
+    assert not Canvas.open(tmp_path / "c").is_done(0, 0)

@@ -10,6 +10,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +90,35 @@ def test_operations_against_float64() -> None:
 def test_there_are_no_kernels_on_a_cpu() -> None:
     with torch.no_grad():
         assert fused.kernels(torch.zeros(1)) is None
+
+
+@pytest.mark.parametrize(
+    "error", [None, RuntimeError("Failed to find C compiler.\nSet CC"), PermissionError("denied")]
+)
+def test_where_triton_cannot_compile_torch_goes_on(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    def add_bias(*args: Any) -> None:
+        if error is not None:
+            raise error
+
+    own, x = SimpleNamespace(add_bias=add_bias), torch.zeros(1)
+    on_gpu: Any = SimpleNamespace(is_cuda=True, device=x.device)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.import_module", lambda name: own)
+    fused._there.cache_clear()
+    try:
+        with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = [fused.kernels(on_gpu) for _ in range(3)]
+    finally:
+        fused._there.cache_clear()
+    assert found == [own if error is None else None] * 3
+    texts = [str(w.message) for w in said]
+    reason = str(error).partition("\n")[0]
+    assert [t.partition("; going on")[0] for t in texts] == (
+        [] if error is None else [f"cpu: Triton cannot compile ({reason})"]
+    )
 
 
 INTERPRETED = """

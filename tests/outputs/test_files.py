@@ -12,7 +12,7 @@ import pytest
 from output_canvases import MakeCanvas, blobs
 from PIL import Image
 
-from wsiseg.errors import OutputError, UsageError
+from wsiseg.errors import LeaseLostError, OutputError, UsageError
 from wsiseg.outputs import files
 from wsiseg.outputs.files import OutputOptions, complete_outputs, write_outputs
 from wsiseg.outputs.geojson import PolygonOptions
@@ -211,3 +211,17 @@ def test_the_overview_draws_a_line_between_objects(make_canvas: MakeCanvas) -> N
     assert 2 <= len(columns) <= 8, "one line from top to bottom"
     assert columns[-1] - columns[0] < 8
     assert not np.delete(differ, columns, axis=1).any()
+
+
+def test_outputs_of_who_lost_the_lock_do_not_appear(
+    make_canvas: MakeCanvas, tmp_path: Path
+) -> None:
+    def lost() -> None:
+        raise LeaseLostError("taken over")
+
+    canvas, out = make_canvas(blobs(100, 100)), tmp_path / "out"
+    with pytest.raises(LeaseLostError):
+        write_outputs(canvas, out, "s", check=lost)
+    assert listing(out) == []
+    write_outputs(canvas, out, "s", check=lambda: None)
+    assert listing(out) == NAMES

@@ -21,7 +21,7 @@ from typing import Any
 
 from wsiseg.cli.crew import TRIES, Event, Job, Lost, Report, Running
 from wsiseg.cli.crew_worker import Orders, do, ready
-from wsiseg.errors import WsisegError
+from wsiseg.errors import DeviceMemoryError, WsisegError
 from wsiseg.models.devices import limit_threads
 
 READY = "ready"
@@ -39,6 +39,7 @@ class _Worker:
     pipe: Connection[Any, Any]
     is_ready: bool = False
     job: Job | None = None
+    lacked: DeviceMemoryError | None = None
 
 
 class LocalCrew:
@@ -75,7 +76,9 @@ class LocalCrew:
             except (EOFError, OSError):
                 yield from self._replace(worker)
                 continue
-            if isinstance(message, WsisegError):
+            if isinstance(message, DeviceMemoryError):
+                worker.lacked = message  # it ends now; what took its memory may end, too
+            elif isinstance(message, WsisegError):
                 raise message
             if message == READY:
                 worker.is_ready, self._failed_starts = True, 0
@@ -98,11 +101,19 @@ class LocalCrew:
         self._workers.clear()
 
     def _start(self, device: str) -> _Worker:
-        here, there = self._context.Pipe()
-        process = self._context.Process(
-            target=serve, args=(there, self._orders, device, self._threads), daemon=True
-        )
-        process.start()
+        pipes: tuple[Connection[Any, Any], ...] = ()
+        try:
+            here, there = pipes = self._context.Pipe()
+            process = self._context.Process(
+                target=serve, args=(there, self._orders, device, self._threads), daemon=True
+            )
+            process.start()
+        except OSError as e:
+            for pipe in pipes:
+                pipe.close()
+            raise WsisegError(
+                f"cannot start a worker process ({e.strerror or e}); give fewer --processes"
+            ) from e
         there.close()
         return _Worker(device, process, here)
 
@@ -121,6 +132,8 @@ class LocalCrew:
         why = how_ended(worker.process.exitcode)
         if not worker.is_ready:
             self._failed_starts += 1
+            if self._failed_starts >= TRIES and worker.lacked is not None:
+                raise worker.lacked
             if self._failed_starts >= TRIES:
                 raise WsisegError(
                     f"a worker process on device {worker.device} {why} before it had the model in "

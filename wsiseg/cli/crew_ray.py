@@ -24,7 +24,7 @@ from wsiseg.cli.crew import Event, Job, Lost, Report, Running
 from wsiseg.cli.crew_worker import Orders, do, ready
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.predict_slides import Slides
-from wsiseg.errors import ModelError, UsageError, WsisegError
+from wsiseg.errors import DeviceMemoryError, ModelError, UsageError, WsisegError
 
 WAIT_S = 1.0
 END_S = 10.0
@@ -142,6 +142,8 @@ class RayCrew:
             return Lost(job, "was ended by Ray for lack of memory")
         except errors.RayError as e:
             return Lost(job, f"was lost ({type(e).__name__})")
+        if isinstance(result, DeviceMemoryError):
+            return Lost(job, f"did not start ({result})")
         if isinstance(result, WsisegError):
             raise result
         assert isinstance(result, Report)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.errors import ModelError, UsageError
+from wsiseg.inference.runtime import find_openvino
 from wsiseg.models.devices import cuda_count, pick_device
 
 if TYPE_CHECKING:
@@ -16,17 +17,20 @@ if TYPE_CHECKING:
 
 def is_shared(settings: Settings) -> bool:
     """Whether workers do the slides, and not this process."""
-    return settings.engine == "ray" or bool(settings.gpus or settings.processes)
+    asked = settings.gpus is not None or settings.processes is not None
+    return settings.engine == "ray" or asked
 
 
 def check_engine(settings: Settings) -> None:
     """Make sure that the options of the engine can be.
 
     Raises:
-        UsageError: they cannot, or a GPU is not there.
+        UsageError: they cannot, or a GPU or what runs the model is not there.
     """
     if settings.processes is not None and settings.processes < 1:
         raise UsageError(f"--processes {settings.processes}: must be at least 1")
+    if settings.runtime == "openvino":
+        find_openvino()
     if settings.engine == "ray":
         _check_ray(settings)
         return

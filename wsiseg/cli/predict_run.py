@@ -69,7 +69,8 @@ def set_up(settings: Settings) -> Slides:
     """
     options = settings.predict_options()
     slides = Slides(settings, _load(settings), options, lease.Locks(lease_s=lease.LEASE_S))
-    prepare(Grid.at_mpp(Size(1, 1), 1.0, 1.0), slides.segmenter, options=options)
+    with memory_said(slides.segmenter.device):
+        prepare(Grid.at_mpp(Size(1, 1), 1.0, 1.0), slides.segmenter, options=options)
     return slides
 
 

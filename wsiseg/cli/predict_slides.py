@@ -156,6 +156,7 @@ class Slides:
         except SlideError as e:
             raise failure or e from e
         if not same:
+            lease.check()
             discard(self._canvas_path(task))
             raise SlideError(
                 f"{task.path}: was replaced by another slide while it was read; start the same"
@@ -187,6 +188,7 @@ class Slides:
                 self._canvas_path(task),
                 options=self.options,
                 tissue=tissue,
+                check=lease.check,
             )
             if work.note:
                 click.echo(f"{task.stem}: {work.note}")
@@ -197,14 +199,21 @@ class Slides:
     def _outputs(self, canvas: Canvas, task: Task, lease: Lease, began: float) -> Outcome:
         """Write the outputs of a complete canvas; it is left there where they cannot be."""
         settings = self.settings
+        lease.check()
         mode = settings.tissue_of(task)
         mode = mode if mode in ("auto", "none") else Path(mode).name
         parameters = {**canvas.record["parameters"], "tissue": mode}
         canvas.update_record(parameters=parameters, kept=settings.keep_canvas)
         self._warn_stain(canvas, task)
-        lease.check()
-        written = write_outputs(canvas, settings.out, task.stem, settings.output_options())
+        try:
+            written = write_outputs(
+                canvas, settings.out, task.stem, settings.output_options(), check=lease.check
+            )
+        except OutputError:
+            lease.check()  # who has the slide by now removes what this process left unfinished
+            raise
         if not settings.keep_canvas:
+            lease.check()
             canvas.remove()
         seconds = time.monotonic() - began
         click.echo(summary(canvas, written, seconds=seconds))

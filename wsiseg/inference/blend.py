@@ -34,7 +34,7 @@ from torch import Tensor
 
 from wsiseg.canvas import Canvas
 from wsiseg.canvas_store import unwritable
-from wsiseg.errors import CanvasError
+from wsiseg.errors import CanvasError, ModelError
 from wsiseg.geometry import Box, Point
 from wsiseg.inference.contracts import TissueLike
 from wsiseg.inference.plan import Plan
@@ -114,7 +114,7 @@ class Accumulators:
     def _spill(self, key: Key, array: Tensor) -> None:
         try:
             self._folder.mkdir(exist_ok=True)
-            array.cpu().numpy().tofile(self._path(key))
+            self._path(key).write_bytes(array.cpu().numpy().data)  # tofile loses the reason
         except OSError as e:
             raise unwritable(self._folder, e) from e
         self._on_disk[key] = tuple(array.shape)
@@ -184,6 +184,8 @@ class Blender:
 
         Raises:
             CanvasError: the canvas or the files beside it cannot be written.
+            ModelError: values of a chunk are no numbers; of what a thread writes, that is raised
+                by a later call or by `finish`.
         """
         for values, place in zip(probabilities.float().to(self._device), windows, strict=True):
             for key in self._plan.window_chunks(place, self._canvas.chunk_px):
@@ -195,6 +197,7 @@ class Blender:
 
         Raises:
             CanvasError: some window is missing.
+            ModelError: values of a chunk are no numbers.
         """
         if self._writer is not None:
             self._writer.finish()
@@ -213,15 +216,27 @@ class Blender:
         self._put((row, column), *self._planes(torch.from_numpy(state)))
 
     def _planes(self, state: Tensor) -> list[Tensor]:
-        """Of a finished chunk: 1 where seen, labels, confidence, and borders if there are any."""
+        """Of a finished chunk: whether its means are numbers, 1 where seen, labels, confidence, and
+        borders if there are any."""
         means = state[:-1]
         best, index = means[: self._classes].max(dim=0)
-        planes = [state[-1] > 0, index.to(torch.uint8) + 1, _bytes(best)]
+        good = torch.isfinite(means).all()
+        planes = [good, state[-1] > 0, index.to(torch.uint8) + 1, _bytes(best)]
         return [*planes, _bytes(means[-1])] if self._canvas.has_border else planes
 
     def _put(self, key: Key, *planes: Tensor) -> None:
-        """Write the planes of a finished chunk, 0 where nothing was seen or is to be."""
-        seen, labels, best, *border = (p.numpy() for p in planes)
+        """Write the planes of a finished chunk, 0 where nothing was seen or is to be.
+
+        Raises:
+            ModelError: its means are no numbers; it is not done then.
+        """
+        good, seen, labels, best, *border = (p.numpy() for p in planes)
+        if not good:
+            box = self._canvas.chunk_box(*key)
+            raise ModelError(
+                f"{self._canvas.path}: the model gave values that are no numbers in the chunk at"
+                f" ({box.x}, {box.y}); try --precision fp32, or another model"
+            )
         if self._tissue is not None:
             seen = seen & self._tissue.region(self._canvas.chunk_box(*key), self._canvas.grid)
         self._canvas.write_chunk(*key, labels * seen, best * seen, *(b * seen for b in border))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from wsiseg.canvas import Canvas
-from wsiseg.errors import CanvasError
+from wsiseg.errors import CanvasError, LeaseLostError
 from wsiseg.inference.blend import Blender
 from wsiseg.inference.contracts import Progress, SlideLike, TissueLike
 from wsiseg.inference.engine import Stopwatch, WindowFeatures
@@ -49,6 +51,7 @@ class Work:
         continued: chunks that were done already.
         keep: whether the canvas is left for another run where this one is interrupted.
         watch: the clock, which runs.
+        check: raises LeaseLostError where the canvas is another process's by now.
     """
 
     slide: SlideLike
@@ -60,6 +63,7 @@ class Work:
     continued: int
     keep: bool
     watch: Stopwatch
+    check: Callable[[], None]
 
 
 def predict_slide(
@@ -114,8 +118,13 @@ def begin(
     *,
     options: PredictOptions,
     tissue: TissueLike | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Work:
-    """Settle what is to be done and make or take up the canvas; see `predict_slide`."""
+    """Settle what is to be done and make or take up the canvas; see `predict_slide`.
+
+    `check` is called before a canvas is touched, and again before it is removed after an error;
+    where it raises LeaseLostError the canvas is another process's, and stays.
+    """
     watch, info, path = Stopwatch(), segmenter.info, Path(canvas_path)
     grid = slide.grid(info.mpp)
     job = prepare(grid, segmenter, options=options, tissue=tissue)
@@ -133,6 +142,7 @@ def begin(
         tissue=tissue,
         batches=job.loads if job.engine.batches else None,
     )
+    check()
     canvas, done, note = take_up(path, record["identity"]) if options.resume else (None, 0, "")
     if canvas is None:
         canvas = Canvas.create(
@@ -151,7 +161,7 @@ def begin(
         job = _left(job, canvas)
     mask = np.ones((1, 1), np.uint8) if tissue is None else np.asarray(tissue.mask, np.uint8)
     pictures = {"thumbnail": thumbnail, "tissue": mask}
-    return Work(slide, job, canvas, pictures, tissue, note, done, options.resume, watch)
+    return Work(slide, job, canvas, pictures, tissue, note, done, options.resume, watch, check)
 
 
 def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
@@ -192,7 +202,9 @@ def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
         )
     except BaseException:
         if not work.keep or not canvas.done_count:
-            canvas.remove()
+            with suppress(LeaseLostError):  # the canvas is another process's
+                work.check()
+                canvas.remove()
         raise
     return canvas
 

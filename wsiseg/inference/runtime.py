@@ -46,11 +46,7 @@ def to_openvino(segmenter: Segmenter, *, precision: str) -> Segmenter:
         raise UsageError(f"openvino runs on the CPU, not on {segmenter.device}; give --device cpu")
     if precision not in HINTS:
         raise UsageError(f"openvino computes in fp32 or bf16, not in {precision}")
-    try:
-        library: Any = importlib.import_module("openvino")
-    except ImportError as e:
-        raise UsageError("openvino is not installed; pip install 'wsiseg[openvino]'") from e
-    compiled = _compiler(library, HINTS[precision])
+    compiled = _compiler(find_openvino(), HINTS[precision])
     info = segmenter.eval().info
     side = info.window_px // info.tile_px
     try:
@@ -67,6 +63,18 @@ def to_openvino(segmenter: Segmenter, *, precision: str) -> Segmenter:
             f"model {info.name}: openvino cannot take it ({line[:160]}); give --runtime torch"
         ) from e
     return Segmenter(extractor, head, info).eval()
+
+
+def find_openvino() -> Any:
+    """The library.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as e:
+        raise UsageError("openvino is not installed; pip install 'wsiseg[openvino]'") from e
 
 
 def _compiler(library: Any, hint: str) -> Compile:

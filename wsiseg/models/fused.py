@@ -1,13 +1,16 @@
 """Operations that pass over memory once where torch passes several times. Knows no networks.
 
-On a CUDA device with Triton they run the kernels of `kernels.py`, otherwise torch's own operations
-in float32. Either way they are computed in float32 and rounded once, to the type of the input.
+On a CUDA device for which Triton compiles they run the kernels of `kernels.py`, otherwise torch's
+own operations in float32. Either way they are computed in float32 and rounded once, to the type of
+the input.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import subprocess
+import warnings
 from functools import cache
 from typing import Any
 
@@ -19,18 +22,37 @@ WIDEST_HEAD = 256
 """Heads up to this width have kernels of torch's own that keep the scores on the chip."""
 SCORES_BYTES = 1 << 30
 """Scores that are held at a time."""
+_CANNOT = (RuntimeError, OSError, AssertionError, ImportError, subprocess.SubprocessError)
+"""What Triton raises where it cannot compile."""
 LONGEST = 16_384
 """Most keys whose scores a kernel of `softmax` takes in one row."""
 
 
 @cache
-def _there() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _there(device: torch.device) -> bool:
+    """Whether Triton is installed and compiles a small kernel for a device."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        one = torch.ones(1, 1, 1, 1, device=device)
+        importlib.import_module("wsiseg.models.kernels").add_bias(one, one, None)
+    except torch.OutOfMemoryError:
+        raise
+    except _CANNOT as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        warnings.warn(
+            f"{device}: Triton cannot compile ({reason}); going on with torch's own operations,"
+            " which take longer. It needs a C compiler, and a folder that it may write to"
+            " (TRITON_CACHE_DIR)",
+            stacklevel=1,
+        )
+        return False
+    return True
 
 
 def kernels(x: Tensor) -> Any:
     """The module of kernels where it can run on that tensor, else None; they have no gradients."""
-    if not x.is_cuda or torch.is_grad_enabled() or not _there():
+    if not x.is_cuda or torch.is_grad_enabled() or not _there(x.device):
         return None
     return importlib.import_module("wsiseg.models.kernels")
 

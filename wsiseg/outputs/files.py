@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,19 @@ def complete_outputs(folder: str | Path, stem: str) -> dict[str, Any] | None:
 
 
 def write_outputs(
-    canvas: Canvas, folder: str | Path, stem: str, options: OutputOptions | None = None
+    canvas: Canvas,
+    folder: str | Path,
+    stem: str,
+    options: OutputOptions | None = None,
+    *,
+    check: Callable[[], None] | None = None,
 ) -> OutputFiles:
     """Write mask, polygons, overview and sidecar of a canvas as `<folder>/<stem>.*`.
 
     All are written under temporary names and renamed at the end, the sidecar last: where it is,
     the outputs are complete. On any failure the temporary files are removed and what was there
-    before stays.
+    before stays. Several processes that may write the same files take a lock and give `check`, see
+    `staged`.
 
     Raises:
         OutputError: they cannot be written.
@@ -96,7 +103,7 @@ def write_outputs(
     stale = [finals[-1]]  # while files are replaced, nothing is complete
     if "geojson" in kinds:
         stale.append(folder / output_names(stem, gzip=not options.polygons.gzip)["geojson"])
-    with staged(*finals, stale=stale) as temporaries:
+    with staged(*finals, stale=stale, check=check) as temporaries:
         at = dict(zip((*kinds, "json"), temporaries, strict=True))
         if "mask" in at:
             write_pyramid(at["mask"], canvas, compression=options.compression)
