@@ -31,6 +31,7 @@ PACKAGES = (
     "tiffslide",
     "tifffile",
     "imagecodecs",
+    "simplejpeg",
     "zarr",
     "shapely",
     "geojson",
@@ -101,7 +102,7 @@ def _slides() -> Iterator[Check]:
 
     fixes = {
         "openslide": "pip install --force-reinstall openslide-python openslide-bin",
-        "direct": "pip install --force-reinstall tifffile imagecodecs",
+        "direct": "pip install --force-reinstall tifffile imagecodecs simplejpeg",
         "tiffslide": "pip install --force-reinstall tiffslide tifffile imagecodecs",
     }
     found = {

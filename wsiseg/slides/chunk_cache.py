@@ -4,73 +4,98 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 UInt8 = npt.NDArray[np.uint8]
 Key = tuple[int, int]
+Shape = tuple[int, ...]
 
 
 class ChunkCache:
-    """Keeps decoded chunks up to a number of bytes; any thread may ask.
+    """Keeps decoded chunks in a block of memory; any thread may ask.
 
-    A chunk that several threads want at once is decoded by the first and awaited by the others.
+    The block is got once and divided into places, which are used again: to let the system find and
+    clear new pages for every chunk takes nearly as long as to decode it. A chunk that several
+    threads want at once is decoded by the first and awaited by the others.
 
-    Memory bound: `limit_bytes`, beside the chunks that threads are decoding or copying from.
+    Memory bound: the places that fit into `limit_bytes`, of which only those are touched that were
+    ever needed; beside it, chunks that threads hold while all places are held.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._kept: OrderedDict[Key, UInt8] = OrderedDict()
-        self._coming: dict[Key, Future[UInt8]] = {}
-        self._bytes = 0
+    def __init__(self, limit_bytes: int, chunk_bytes: int) -> None:
+        """For chunks of at most `chunk_bytes`."""
+        self.places = limit_bytes // chunk_bytes
+        self._block = np.empty((self.places, chunk_bytes), np.uint8)
+        self._free = list(range(self.places))[::-1]
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the chunks that are kept."""
-        return self._bytes
+    @contextmanager
+    def chunk(self, key: Key, shape: Shape, decode: Callable[[UInt8], object]) -> Iterator[UInt8]:
+        """The chunk of a key, not to be written to, for the time of a `with` block.
 
-    def get(self, key: Key, decode: Callable[[], UInt8]) -> UInt8:
-        """The chunk of a key, not to be written to: the one that is kept, else what `decode` gives.
+        The chunk that is kept, else an array of that shape, once `decode` has filled it.
 
         Raises:
             BaseException: whatever `decode` raised, in every thread that waited for it; nothing is
                 kept then, and the next call decodes anew.
         """
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-            coming = self._coming.get(key)
-            if coming is None:
-                own = self._coming[key] = Future()
-        if coming is not None:
-            return coming.result()
+            entry = self._entries.get(key)
+            begun = entry is not None
+            if entry is None:
+                entry = self._entries[key] = self._new(shape)
+            self._entries.move_to_end(key)
+            entry.holders += 1
         try:
-            pixels = decode()
+            if not begun:
+                self._fill(key, entry, decode)
+            entry.ready.result()
+            yield entry.pixels
+        finally:
+            with self._lock:
+                entry.holders -= 1
+                if entry.place is None and self._entries.get(key) is entry:
+                    del self._entries[key]
+                elif entry.failed and not entry.holders and entry.place is not None:
+                    self._free.append(entry.place)
+
+    def _new(self, shape: Shape) -> _Entry:
+        """An entry in a free place, or that of the chunk not held that was used longest ago."""
+        if not self._free:
+            oldest = next((k for k, e in self._entries.items() if not e.holders), None)
+            if oldest is None:
+                return _Entry(None, np.empty(shape, np.uint8))
+            place = self._entries.pop(oldest).place
+        else:
+            place = self._free.pop()
+        return _Entry(place, self._block[place, : prod(shape)].reshape(shape))
+
+    def _fill(self, key: Key, entry: _Entry, decode: Callable[[UInt8], object]) -> None:
+        try:
+            decode(entry.pixels)
         except BaseException as e:
             with self._lock:
-                del self._coming[key]
-            own.set_exception(e)
-            raise
-        self._keep(key, pixels)
-        own.set_result(pixels)
-        return pixels
+                entry.failed = True
+                if self._entries.get(key) is entry:
+                    del self._entries[key]
+            entry.ready.set_exception(e)
+        else:
+            entry.ready.set_result(None)
 
-    def clear(self) -> None:
-        """Let all chunks go."""
-        with self._lock:
-            self._kept.clear()
-            self._bytes = 0
 
-    def _keep(self, key: Key, pixels: UInt8) -> None:
-        with self._lock:
-            del self._coming[key]
-            self._kept[key] = pixels
-            self._bytes += pixels.nbytes
-            while self._bytes > self._limit:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+class _Entry:
+    """A chunk and the place of its pixels in the block; None: pixels of its own."""
+
+    def __init__(self, place: int | None, pixels: UInt8) -> None:
+        self.place = place
+        self.pixels = pixels
+        self.ready: Future[None] = Future()
+        self.holders = 0
+        self.failed = False

@@ -1,12 +1,10 @@
 """Tiled JPEG and JPEG 2000 slides, decoded straight from the file. Knows no target resolution.
 
 OpenSlide says what the slide is; the pixels of levels whose chunks can be decoded alone come from
-the bytes at their offsets, through imagecodecs, and are those that OpenSlide gives, bit for bit.
-
-imagecodecs decodes damaged JPEG without a word, where OpenSlide gives an error. So one pixel of
-each JPEG chunk is asked of OpenSlide, too: it decodes the whole chunk for that, and judges it. What
-takes OpenSlide long is laying chunks out, not decoding them, so both decoders together need about
-half of its time. The decoder of JPEG 2000 is the one that OpenSlide has, with the same errors.
+the bytes at their offsets, and are those that OpenSlide gives, bit for bit. The decoders are those
+of OpenSlide, too: libjpeg-turbo, whose warnings of damage are errors here as there (simplejpeg),
+and OpenJPEG (imagecodecs). What they refuse, OpenSlide is asked for, so that its errors are raised.
+What takes OpenSlide long is laying chunks out, not decoding them.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +34,7 @@ class DirectBackend:
     Of the levels of an Aperio slide or a plain TIFF, those are read by chunks that hold 8-bit RGB
     as JPEG or as Aperio's JPEG 2000, whose downsample is a whole number (OpenSlide interpolates the
     others), and whose first chunk and chunk with the most bytes decode to what OpenSlide gives. All
-    else comes from OpenSlide: other levels, and chunks that one of the two cannot decode, so that
-    its errors are raised.
+    else comes from OpenSlide: other levels, and chunks that cannot be decoded.
 
     Memory bound: 128 MiB of decoded chunks beside what OpenSlide keeps.
     """
@@ -56,11 +54,12 @@ class DirectBackend:
             raise NotThisBackend
         self._openslide = openslide
         self._file = _File(path)
-        self._cache = ChunkCache(_CACHE_BYTES)
         self._tables = {i: t for i, t in self._tables.items() if self._is_equal(i)}
         if 0 not in self._tables:
             self._file.close()
             raise NotThisBackend
+        largest = max(prod(table.shape) for table in self._tables.values())
+        self._cache = ChunkCache(_CACHE_BYTES, largest)
         self.vendor = openslide.vendor
         self.level_sizes = openslide.level_sizes
         self.level_downsamples = openslide.level_downsamples
@@ -73,13 +72,12 @@ class DirectBackend:
             return self._openslide.read_level(level, box)
         try:
             return self._read(level, box)
-        except (ChunkError, OSError, SlideReadError):
+        except (ChunkError, OSError):
             return self._openslide.read_level(level, box)
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
-        self._cache.clear()
         self._openslide.close()
 
     def _read(self, level: int, box: Box) -> UInt8:
@@ -89,31 +87,24 @@ class DirectBackend:
         for row in range(box.y // height, -(-box.bottom // height)):
             for column in range(box.x // width, -(-box.right // width)):
                 number = row * table.columns + column
-                chunk = self._cache.get((level, number), partial(self._decode, level, number))
                 x, y = column * width, row * height
                 part = Box(x, y, width, height).intersection(box)
                 inside = Box(part.x - x, part.y - y, part.width, part.height)
                 place = Box(part.x - box.x, part.y - box.y, part.width, part.height)
-                result[place.slices] = chunk[inside.slices]
+                decode = partial(self._decode, level, number)
+                with self._cache.chunk((level, number), table.shape, decode) as chunk:
+                    result[place.slices] = chunk[inside.slices]
         return result
 
-    def _decode(self, level: int, number: int) -> UInt8:
-        """The pixels of a chunk.
+    def _decode(self, level: int, number: int, pixels: UInt8) -> None:
+        """Fill an array with the pixels of a chunk.
 
         Raises:
-            ChunkError, OSError: it cannot be decoded, or not as OpenSlide does.
-            SlideReadError: OpenSlide cannot decode it.
+            ChunkError, OSError: it cannot be read or decoded.
         """
         table = self._tables[level]
         data = self._file.read(int(table.offsets[number]), int(table.lengths[number]))
-        pixels = table.decode(data)
-        if table.is_jpeg:
-            box = table.box(number)
-            x, y = box.width // 2, box.height // 2
-            one = self._openslide.read_level(level, Box(box.x + x, box.y + y, 1, 1))
-            if not np.array_equal(one[0, 0], pixels[y, x]):
-                raise ChunkError("OpenSlide gives other pixels")
-        return pixels
+        table.decode(data, pixels)
 
     def _is_equal(self, level: int) -> bool:
         """Whether two chunks of a level have the pixels that OpenSlide gives."""
@@ -121,8 +112,10 @@ class DirectBackend:
         try:
             for number in {0, int(table.lengths.argmax())}:
                 box = table.box(number)
-                pixels = self._decode(level, number)[: box.height, : box.width]
-                if not np.array_equal(pixels, self._openslide.read_level(level, box)):
+                pixels = np.empty(table.shape, np.uint8)
+                self._decode(level, number, pixels)
+                expected = self._openslide.read_level(level, box)
+                if not np.array_equal(pixels[: box.height, : box.width], expected):
                     return False
         except (ChunkError, OSError, SlideReadError):
             return False

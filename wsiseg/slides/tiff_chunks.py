@@ -14,16 +14,18 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import tifffile
 
 from wsiseg.errors import SlideError
 from wsiseg.geometry import Box, Size
 from wsiseg.slides.backend_base import TIFF_ERRORS, NotThisBackend, UInt8
-from wsiseg.slides.stream_size import stated_size
+from wsiseg.slides.stream_size import jpeg_segments, stated_size
 from wsiseg.slides.tiff_check import check_tiff
 
 _JPEG, _J2K_YCBCR, _J2K_RGB = 7, 33003, 33005
 _RGB, _YCBCR = 2, 6
+_APP0, _APP14 = 0xE0, 0xEE
 _MAX_CHUNK_PX = 4096
 # Tags that must have one value, or be absent where a default is given with None.
 _REQUIRED: dict[str, tuple[object, ...]] = {
@@ -82,37 +84,69 @@ class ChunkTable:
         whole = Box(column * self.chunk.width, row * self.chunk.height, *self.chunk)
         return whole.intersection(Box(0, 0, *self.size))
 
-    def decode(self, data: bytes) -> UInt8:
-        """(chunk.height, chunk.width, 3) uint8 RGB of the bytes of a chunk.
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the pixels of a chunk."""
+        return (self.chunk.height, self.chunk.width, 3)
 
-        The JPEG decoder says nothing of most damage: it goes on with whatever pixels come out.
+    def decode(self, data: bytes, pixels: UInt8) -> None:
+        """Fill `pixels`, uint8 of `shape`, with the RGB of the bytes of a chunk.
+
+        Whatever libjpeg warns of is an error, as it is to OpenSlide.
 
         Raises:
             ChunkError: they cannot be decoded, or are of another size.
         """
-        shape = (self.chunk.height, self.chunk.width, 3)
-        if stated_size(data) != self.chunk:
-            raise ChunkError("a stream of another size")
         try:
             if self.is_jpeg:
-                return self._jpeg(data, shape)
-            pixels = imagecodecs.jpeg2k_decode(data)
+                simplejpeg.decode_jpeg(self._whole_jpeg(data), "RGB", buffer=pixels, strict=True)
+                return
+            if stated_size(data) != self.chunk:
+                raise ChunkError("a stream of another size")
+            found = imagecodecs.jpeg2k_decode(data)
         except (RuntimeError, ValueError, TypeError, MemoryError) as e:
             raise ChunkError(str(e)) from e
-        if pixels.shape != shape or pixels.dtype != np.uint8:
-            raise ChunkError(f"a chunk holds {pixels.dtype} {pixels.shape}, not uint8 {shape}")
-        result: UInt8 = _from_ycbcr(pixels) if self.compression == _J2K_YCBCR else pixels
-        return result
+        if found.shape != self.shape or found.dtype != np.uint8:
+            raise ChunkError(f"a chunk holds {found.dtype} {found.shape}, not uint8 {self.shape}")
+        pixels[:] = _from_ycbcr(found) if self.compression == _J2K_YCBCR else found
 
-    def _jpeg(self, data: bytes, shape: tuple[int, int, int]) -> UInt8:
-        pixels: UInt8 = imagecodecs.jpeg8_decode(
-            data,
-            tables=self.jpeg_tables,
-            colorspace="YCBCR" if self.photometric == _YCBCR else "RGB",
-            outcolorspace="RGB",
-            out=np.empty(shape, np.uint8),
-        )
-        return pixels
+    def _whole_jpeg(self, data: bytes) -> bytes:
+        """The stream with the tables of its level and with its colours as the tag says.
+
+        Raises:
+            ChunkError: it has another size, or says itself that its colours are others.
+        """
+        scan = data.find(b"\xff\xda")
+        head = _whole_head(data[: scan + 2], self.jpeg_tables, self.photometric, self.chunk)
+        return head + data[scan + 2 :]
+
+
+@lru_cache(maxsize=256)  # most chunks of a level begin alike
+def _whole_head(head: bytes, tables: bytes | None, photometric: int, chunk: Size) -> bytes:
+    """What a JPEG stream is to begin with, up to the marker of its scan.
+
+    Adobe's marker (T.872, 6.5.3) tells libjpeg how colours are stored; a later one would be
+    believed instead, and JFIF's says YCbCr.
+
+    Raises:
+        ChunkError: a marker says something else, the size is another, or there is no scan.
+    """
+    ycbcr = photometric == _YCBCR
+    whole = head[:2] + (tables[2:-2] if tables else b"") + head[2:]
+    place = 0
+    for marker, place in jpeg_segments(whole):
+        name = whole[place + 4 : place + 9]
+        if marker == _APP0 and name == b"JFIF\0" and not ycbcr:
+            raise ChunkError("a stream of other colours")
+        if (
+            marker == _APP14
+            and name == b"Adobe"
+            and whole[place + 15 : place + 16] != bytes([ycbcr])
+        ):
+            raise ChunkError("a stream of other colours")
+    if place != len(whole) - 2 or stated_size(whole) != chunk:
+        raise ChunkError("a stream of another size, or without a scan")
+    return whole[:-2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([ycbcr]) + whole[-2:]
 
 
 def read_tables(path: Path) -> list[ChunkTable]:
