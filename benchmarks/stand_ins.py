@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 import torch
+import torch.nn.functional as F
 from stand_in_classes import CLASSES
 from torch import Tensor, nn
 
@@ -68,16 +69,19 @@ def spread(segmenter: Segmenter) -> None:
 
 
 class Pixels(FeatureExtractor):
-    """The pixels themselves, and ballast: a map of zeros that takes memory and no arithmetic."""
+    """The pixels or means of blocks, and ballast: zeros that take memory and no arithmetic."""
 
-    def __init__(self, tile_px: int, ballast: int) -> None:
+    def __init__(self, tile_px: int, ballast: int, block_px: int = 1) -> None:
         super().__init__()
-        self.tile_px = tile_px
+        self.tile_px, self.block_px = tile_px, block_px
         self.specs = (FeatureSpec(3, 1), *((FeatureSpec(ballast, 4),) if ballast else ()))
 
     def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
         """(B, 3, tile, tile) pixels, and (B, ballast, tile / 4, tile / 4) zeros."""
         side = self.tile_px // 4
+        if self.block_px > 1:
+            means = F.avg_pool2d(images, self.block_px)
+            images = F.interpolate(means, scale_factor=self.block_px, mode="nearest")
         return (
             images,
             *(images.new_zeros(len(images), s.channels, side, side) for s in self.specs[1:]),
@@ -99,7 +103,12 @@ class Pointwise(Head):
 
 
 def trivial_model(
-    *, window_px: int = 768, tile_px: int = 256, mpp: float = 0.5, feature_mib: float = 0
+    *,
+    window_px: int = 768,
+    tile_px: int = 256,
+    mpp: float = 0.5,
+    feature_mib: float = 0,
+    block_px: int = 1,
 ) -> Segmenter:
     """A model of six classes that is one 1x1 convolution of the pixels.
 
@@ -108,10 +117,11 @@ def trivial_model(
         tile_px: side of a tile.
         mpp: micrometres per pixel.
         feature_mib: memory that a tile's features take beside the pixels, in MiB at float32.
+        block_px: side of the blocks of pixels whose mean is taken instead of them.
     """
     torch.manual_seed(0)
     ballast = round(feature_mib * (1 << 20) / 4 / (tile_px // 4) ** 2)
     info = ModelInfo("1x1 convolution", "0" * 64, CLASSES, mpp, window_px, tile_px, licence="none")
-    segmenter = Segmenter(Pixels(tile_px, ballast), Pointwise(len(CLASSES)), info)
+    segmenter = Segmenter(Pixels(tile_px, ballast, block_px), Pointwise(len(CLASSES)), info)
     spread(segmenter)
     return segmenter.eval()

@@ -2,10 +2,11 @@
 
 Features are kept in the precision of the work: float32 for fp32, the half type otherwise.
 
-On a CPU every tile and every window is computed by itself. Kernels round differently at different
-batch sizes, so this is what makes results the same bit for bit for any batch, order and overlap;
-it costs nothing, as batches do not make a CPU faster. Other devices compute a batch together, or in
-parts where they lack the memory; which those are is remembered as long as the model is.
+On a CPU every tile and every window is computed by itself, tiles side by side, windows, which take
+much more memory, one after the other. Kernels round differently at different batch sizes, so this
+is what makes results the same bit for bit for any batch, order and overlap; it costs nothing, as
+batches do not make a CPU faster. Other devices compute a batch together, or in parts where they
+lack the memory; which those are is remembered as long as the model is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -25,9 +26,10 @@ from torch import Tensor, nn
 from wsiseg.errors import ModelError, UsageError
 from wsiseg.geometry import Point
 from wsiseg.inference.features import FeatureStore, Schedule
-from wsiseg.inference.memory import Parts
+from wsiseg.inference.memory import Parts, memory_said
 from wsiseg.inference.plan import Plan
 from wsiseg.inference.runtime import CompiledExtractor
+from wsiseg.inference.side_by_side import side_by_side
 from wsiseg.inference.transfer import on_its_way
 from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
@@ -125,20 +127,27 @@ class Engine:
         """Whether the device computes a batch together."""
         return self.device.type != "cpu"
 
-    def _mode(self) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Without gradients and at the precision, for one thread."""
+        half = self.precision != "fp32"
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=half):
+            yield
 
     def encode(self, tiles: Sequence[npt.NDArray[np.uint8]], places: Sequence[Point]) -> Features:
         """Features of (tile, tile, 3) uint8 tiles at their places, one (B, ...) tensor a map."""
-        with torch.inference_mode(), self._mode():
+        with self._mode():
             images = to_tensor(tiles, device=self.device)
-            parts = self.parts.run(
-                "tiles",
-                len(images),
-                lambda a, b: self.segmenter.tile_features(images[a:b], places[a:b], self._seed),
-            )
+
+            def encode(a: int, b: int) -> Features:
+                with self._mode():  # of the thread that runs it
+                    return self.segmenter.tile_features(images[a:b], places[a:b], self._seed)
+
+            if self.batches:
+                parts = self.parts.run("tiles", len(images), encode)
+            else:
+                with memory_said(self.device):
+                    parts = side_by_side(len(images), lambda i: encode(i, i + 1))
             return tuple(_joined(maps) for maps in zip(*parts, strict=True))
 
     def classify(self, features: Features, places: Sequence[Point]) -> Tensor:
@@ -149,7 +158,7 @@ class Engine:
         Raises:
             ModelError: the network gave values that are no numbers.
         """
-        with torch.inference_mode(), self._mode():
+        with self._mode():
             parts = self.parts.run(
                 "windows",
                 len(places),
