@@ -254,7 +254,7 @@ def test_a_peer_is_judged_by_its_pipeline_alone(tmp_path: Path) -> None:
 
 def test_memory(tmp_path: Path, folder_on_path: None) -> None:
     report = tmp_path / "memory.json"
-    words = ["--size", 1500, 1100, "--feature-mib", 1, "--threads", 1, "--json", report]
+    words = ["--size", 2560, 1100, "--feature-mib", 1, "--threads", 1, "--json", report]
     result = invoked("memory", *words)
     assert result.exit_code == 0, result.output
     found = numbers(report)

@@ -2,7 +2,8 @@
 
 A network on one tile is a long row of small operators, each of which is handed to all cores and
 waited for. Several tiles at a time, with fewer cores each, wait less: on two cores a tile of the
-bundled model takes a fifth (fp32) to a third (bf16) less time, and other work on the machine disturbs less.
+bundled model takes a fifth (fp32) to a third (bf16) less time, and other work on the machine
+disturbs less.
 """
 
 from __future__ import annotations
