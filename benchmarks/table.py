@@ -41,10 +41,12 @@ class Command(NamedTuple):
 COMMANDS = {
     "sharing": Command("sharing.py", "--tiles 5", "--model full --tiles 5"),
     "head": Command("head.py", "", "--model full"),
-    "literal": Command("literal.py", "--tiles 5", "--tiles 24"),
+    "literal": Command("literal.py", "", "--model full"),
     "overhead": Command("overhead.py", "--side 4096", "--side 8192"),
     "reading": Command("reading_row.py", "--side 3072 --windows 16 --repeats 2", ""),
-    "memory": Command("memory.py", "--size 5120 5120 --size 5120 10240", ""),
+    "memory": Command(
+        "memory.py", "--size 5120 5120 --size 5120 10240", "--size 50000 25000 --size 50000 50000"
+    ),
     "pyramid": Command("pyramid.py", "--size 16384 8192 --block 2048", ""),
     "polygons": Command("polygons.py", "--side 4096 --part 1024", ""),
 }
@@ -84,7 +86,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     if not result["equal"]:
         return [[result["row"], "NO", result["compared"][-1], "equal", "not equal", "missed"]]
     if not result["judged"]:
-        return [[result["row"], "yes", "too small to be judged", "", "", ""]]
+        return [[result["row"], "yes", "not judged at this size", "", "", ""]]
     return [
         [
             result["row"],

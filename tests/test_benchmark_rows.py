@@ -16,7 +16,8 @@ from torch import nn
 
 from wsiseg.canvas import Canvas
 from wsiseg.errors import SlideError, WsisegError
-from wsiseg.geometry import Box, Size
+from wsiseg.geometry import Box, Grid, Size
+from wsiseg.inference.plan import plan
 from wsiseg.models.base import Features
 from wsiseg.models.checkpoint import save_checkpoint
 from wsiseg.models.heads.fcn import FCN
@@ -166,12 +167,24 @@ def test_literal(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(found["compared"]) == 2
     assert all(text.endswith("0 of them by more than a tie") for text in found["compared"])
     assert all(found["numbers"][k] > 1 for k in found["numbers"] if k.endswith("classes seen"))
-    assert found["judged"] == []  # windows at the edge share too little
-    monkeypatch.setattr(module("literal"), "JUDGED_TILES", 4)
+    assert found["judged"] == []  # not the full-size model
+    monkeypatch.setattr(
+        module("literal"), "JUDGED_MODEL", module("stand_ins").stand_in(str(checkpoint)).info.name
+    )
     words = ["--model", checkpoint, "--tiles", 4, "--json", report, "--check"]
     monkeypatch.setattr(module("literal"), "TARGETS", {2: 0.001, 1: 1e6})
     assert invoked("literal", *words).exit_code == 1
     assert [j["met"] for j in numbers(report)["judged"]] == [True, False]
+
+
+@pytest.mark.parametrize(("tiles", "stride"), [(5, 2), (5, 1), (24, 2), (24, 1), (7, 2)])
+def test_ratio_of_tiles(tiles: int, stride: int) -> None:
+    side = 32
+    grid = Grid.at_mpp(Size(tiles * side, tiles * side), 0.5, 0.5)
+    layout = plan(grid, None, window_px=3 * side, tile_px=side, overlap_px=(3 - stride) * side)
+    assert len(layout.tiles) == tiles**2
+    expected = layout.window_tiles.size / tiles**2
+    assert module("literal").tiles_ratio(tiles, stride) == pytest.approx(expected)
 
 
 def test_labels_that_are_not_those_of_the_plain_pipeline_end_with_1(

@@ -159,6 +159,10 @@ class Blender:
         """
         self._plan, self._classes, self._canvas = plan, class_count, canvas
         self._maps = class_count + int(canvas.has_border)
+        self._first = torch.arange(class_count, 0, -1, dtype=torch.uint8, device=device)[
+            :, None, None
+        ]
+        """By class, more for one that comes before: where two are alike the first is taken."""
         self._tissue = tissue
         counts = plan.windows_per_chunk(canvas.chunk_px)
         self._left = {key: n for key, n in counts.items() if not canvas.is_done(*key)}
@@ -218,10 +222,13 @@ class Blender:
     def _planes(self, state: Tensor) -> list[Tensor]:
         """Of a finished chunk: whether its means are numbers, 1 where seen, labels, confidence, and
         borders if there are any."""
-        means = state[:-1]
-        best, index = means[: self._classes].max(dim=0)
-        good = torch.isfinite(means).all()
-        planes = [good, state[-1] > 0, index.to(torch.uint8) + 1, _bytes(best)]
+        means, classes = state[:-1], state[: self._classes]
+        good = torch.isfinite(means.sum())  # of numbers up to 1, so one that is none shows
+        best = classes.amax(dim=0)
+        labels = (
+            self._classes + 1 - ((classes == best) * self._first).amax(dim=0)
+        )  # as argmax, faster
+        planes = [good, state[-1] > 0, labels, _bytes(best)]
         return [*planes, _bytes(means[-1])] if self._canvas.has_border else planes
 
     def _put(self, key: Key, *planes: Tensor) -> None:
