@@ -43,7 +43,9 @@ COMMANDS = {
     "head": Command("head.py", "", "--model full"),
     "literal": Command("literal.py", "", "--model full"),
     "overhead": Command("overhead.py", "--side 4096", "--side 8192"),
-    "reading": Command("reading_row.py", "--side 3072 --windows 16 --repeats 2", ""),
+    "reading": Command(
+        "reading_row.py", "--side 3072 --windows 16 --repeats 2", "--side 12288 --windows 256"
+    ),
     "memory": Command(
         "memory.py", "--size 5120 5120 --size 5120 10240", "--size 50000 25000 --size 50000 50000"
     ),

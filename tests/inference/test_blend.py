@@ -215,3 +215,19 @@ def test_a_disk_that_takes_no_unfinished_chunk(tmp_path: Path, limit: int) -> No
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     store.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [2, 7, 200])
+def test_labels_are_the_first_of_the_largest(tmp_path: Path, count: int) -> None:
+    classes = Classes(tuple(TissueClass(f"{n}", (0, 0, n)) for n in range(count)))
+    layout = layout_of(64, 50)
+    rng = np.random.default_rng(count)
+    canvas = Canvas.create(
+        tmp_path / "c", grid=layout.grid, classes=classes, record={}, chunk_px=CHUNK
+    )
+    blender = Blender(layout, count, canvas)
+    means = rng.integers(0, 5, (count, CHUNK, CHUNK)).astype(np.float32) / 4  # many are alike
+    blender.write(0, 0, np.concatenate([means, np.ones((1, CHUNK, CHUNK), np.float32)]))
+    blender.close()
+    labels = canvas.labels(canvas.chunk_box(0, 0))
+    assert np.array_equal(labels, np.argmax(means, axis=0) + 1)
