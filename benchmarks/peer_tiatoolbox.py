@@ -65,7 +65,8 @@ def main(slide: str, weights: str, folder: str) -> None:
         stride_shape=[STRIDE_PX, STRIDE_PX],
         save_resolution=resolution,
     )
-    width, height = WSIReader.open(slide).slide_dimensions(**resolution)
+    reader = WSIReader.open(slide, mpp=(MPP, MPP), power=20)
+    width, height = reader.slide_dimensions(**resolution)
     engine = SemanticSegmentor(
         model=Pointwise(stored["weight"], stored["bias"]),
         batch_size=4,
@@ -75,7 +76,7 @@ def main(slide: str, weights: str, folder: str) -> None:
     )
     began = time.process_time()
     engine.run(
-        images=[slide],
+        images=[reader],
         patch_mode=False,
         ioconfig=config,
         auto_get_mask=False,

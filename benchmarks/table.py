@@ -47,7 +47,7 @@ COMMANDS = {
         "reading_row.py", "--side 3072 --windows 16 --repeats 2", "--side 12288 --windows 256"
     ),
     "memory": Command(
-        "memory.py", "--size 5120 5120 --size 5120 10240", "--size 50000 25000 --size 50000 50000"
+        "memory.py", "--size 5120 5120 --size 5120 10240", "--size 50000 12500 --size 50000 25000"
     ),
     "pyramid": Command("pyramid.py", "--size 16384 8192 --block 2048", ""),
     "polygons": Command("polygons.py", "--side 4096 --part 1024", ""),
