@@ -88,7 +88,8 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
     for text, message in (
         ("", "no table with the columns"),
         ("name,patient\ntrain_1,3\n", "no table with the columns"),
-        ("name,patient ID\ntrain_1,3\ntrain_2\n", "no patient ID for train_2"),
+        ("name,patient ID\ntrain_1,3\ntrain_2\n", "no patient ID for 'train_2'"),
+        ("name,patient ID\n\0" + 9000 * "x" + ",\n", r"no patient ID for '\\x00x{59}'$"),
     ):
         (tmp_path / "Grade.csv").write_text(text)
         with pytest.raises(DatasetError, match=message):

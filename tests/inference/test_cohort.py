@@ -110,6 +110,15 @@ def test_each_slide_once_and_shared_stems_get_a_digest(tmp_path: Path) -> None:
     assert [t.stem for t in collect(inputs, suffixes=SUFFIXES)] == stems
 
 
+@pytest.mark.parametrize(
+    ("name", "stem"), [("..png", "png"), ("...x.png", "...x"), ("..", "slide"), (".tif", ".tif")]
+)
+def test_names_of_dots_give_outputs_a_name(tmp_path: Path, name: str, stem: str) -> None:
+    table = tmp_path / "slides.txt"
+    table.write_text(f"folder/{name}\n")
+    assert [t.stem for t in collect([str(table)], suffixes=SUFFIXES)] == [stem]
+
+
 def test_one_failure_does_not_stop_the_others() -> None:
     errors = {
         "a": SlideError("a.svs: broken"),

@@ -169,7 +169,7 @@ def read_grades(root: Path) -> dict[str, GradeRow]:
         raise DatasetError(f"{path}: no table with the columns 'name' and 'patient ID'")
     for row in rows:
         if row["patient ID"] in ("", "None"):
-            raise DatasetError(f"{path}: no patient ID for {row['name']}")
+            raise DatasetError(f"{path}: no patient ID for {row['name'][:60]!r}")
     return {row["name"]: GradeRow(f"patient {row['patient ID']}", _malignant(row)) for row in rows}
 
 

@@ -242,4 +242,6 @@ def _stem(path: Path) -> str:
     for suffix in (".ome.tif", ".ome.tiff", ".ome.btf"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
+    if not path.stem.strip("."):  # nothing but dots before the last one
+        return name.strip(".") or "slide"
     return path.stem
