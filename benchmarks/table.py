@@ -95,7 +95,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
             "yes",
             judged["what"],
             f"{judged['sense']} {judged['target']:g}",
-            f"{judged['measured']:.3g}",
+            f"{judged['measured']:.4g}",
             "met" if judged["met"] else "missed",
         ]
         for judged in result["judged"]
