@@ -82,7 +82,7 @@ def warm_up(slide: Slide, segmenter: Segmenter) -> None:
 def wrong_labels(
     canvas: Canvas, slide: Slide, segmenter: Segmenter, tissue: TissueMask
 ) -> tuple[int, int]:
-    """Labels of the first rows that are not those of the convolution, and how many were looked at.
+    """Labels of the first rows that are not those of the model, and how many were looked at.
 
     Where there is no tissue the label must be 0. The last window of a row, which may begin between
     two tiles, is left out.

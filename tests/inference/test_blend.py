@@ -217,7 +217,7 @@ def test_a_disk_that_takes_no_unfinished_chunk(tmp_path: Path, limit: int) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("count", [2, 7, 200])
+@pytest.mark.parametrize("count", [2, 7, 254])
 def test_labels_are_the_first_of_the_largest(tmp_path: Path, count: int) -> None:
     classes = Classes(tuple(TissueClass(f"{n}", (0, 0, n)) for n in range(count)))
     layout = layout_of(64, 50)

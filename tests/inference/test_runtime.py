@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,15 +65,21 @@ def model(name: str) -> Segmenter:
 
 
 class Compiled:
-    """What the stand-in compiles to."""
+    """What the stand-in compiles to; like OpenVINO's, it runs for one caller at a time."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
+        self._free = threading.Lock()
         self.outputs: list[None] = []
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        with torch.no_grad():
-            found = self._network(*map(torch.from_numpy, inputs))
+        if not self._free.acquire(blocking=False):
+            raise RuntimeError("Infer Request is busy")
+        try:
+            with torch.no_grad():
+                found = self._network(*map(torch.from_numpy, inputs))
+        finally:
+            self._free.release()
         found = (found,) if isinstance(found, torch.Tensor) else found
         self.outputs = [None] * len(found)
         return [m.numpy() for m in found]
@@ -93,7 +101,15 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "openvino", fake)
 
 
-@pytest.mark.usefixtures("library")
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("library", "four_threads")
 @pytest.mark.parametrize("name", list(MODELS))
 def test_labels_and_features_are_those_of_torch(name: str) -> None:
     plain = model(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import CLASSES, EXTRACTORS, HEADS, PATHSEGDIFF, tiny_extractor, tiny_model
@@ -11,6 +12,7 @@ from tiny_models import CLASSES, EXTRACTORS, HEADS, PATHSEGDIFF, tiny_extractor,
 from wsiseg.config import from_mapping, to_mapping
 from wsiseg.errors import ConfigError
 from wsiseg.geometry import Point
+from wsiseg.inference.engine import Engine
 from wsiseg.models import registry
 from wsiseg.models.base import Features
 from wsiseg.models.registry import (
@@ -80,6 +82,23 @@ class TestExtractors:
 PAIRS = [(e, "threshold" if e == "stain" else "fcn") for e in EXTRACTORS] + [("stain", "fcn")]
 PAIRS += [("cnn", "unet"), ("cnn, VGG", "fcn8"), ("stain", "linear")]
 PAIRS += [("genselfdiff", "linear"), ("ddpm", "pixel_mlp"), ("pathsegdiff", "pixel_mlp")]
+
+
+@pytest.mark.parametrize("key", EXTRACTORS)
+def test_tiles_may_be_computed_side_by_side(key: str) -> None:
+    engine = Engine(tiny_model(key), precision="fp32")
+    side, before = engine.segmenter.info.tile_px, torch.get_num_threads()
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(12)]
+    places = [Point(i * side, 0) for i in range(12)]
+    found = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            found.append(engine.encode(pixels, places))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(("extractor", "head"), PAIRS)

@@ -159,9 +159,8 @@ class Blender:
         """
         self._plan, self._classes, self._canvas = plan, class_count, canvas
         self._maps = class_count + int(canvas.has_border)
-        self._first = torch.arange(class_count, 0, -1, dtype=torch.uint8, device=device)[
-            :, None, None
-        ]
+        first = torch.arange(class_count, 0, -1, dtype=torch.uint8, device=device)
+        self._first = first[:, None, None]
         """By class, more for one that comes before: where two are alike the first is taken."""
         self._tissue = tissue
         counts = plan.windows_per_chunk(canvas.chunk_px)
@@ -225,10 +224,8 @@ class Blender:
         means, classes = state[:-1], state[: self._classes]
         good = torch.isfinite(means.sum())  # of numbers up to 1, so one that is none shows
         best = classes.amax(dim=0)
-        labels = (
-            self._classes + 1 - ((classes == best) * self._first).amax(dim=0)
-        )  # as argmax, faster
-        planes = [good, state[-1] > 0, labels, _bytes(best)]
+        index = self._classes - ((classes == best) * self._first).amax(dim=0)  # as argmax, faster
+        planes = [good, state[-1] > 0, index + 1, _bytes(best)]
         return [*planes, _bytes(means[-1])] if self._canvas.has_border else planes
 
     def _put(self, key: Key, *planes: Tensor) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -130,8 +130,9 @@ class Engine:
     @contextmanager
     def _mode(self) -> Iterator[None]:
         """Without gradients and at the precision, for one thread."""
-        half = self.precision != "fp32"
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=half):
+        full = self.precision == "fp32"
+        half = nullcontext() if full else torch.autocast(self.device.type, dtype=self.dtype)
+        with torch.inference_mode(), half:
             yield
 
     def encode(self, tiles: Sequence[npt.NDArray[np.uint8]], places: Sequence[Point]) -> Features:
@@ -143,7 +144,7 @@ class Engine:
                 with self._mode():  # of the thread that runs it
                     return self.segmenter.tile_features(images[a:b], places[a:b], self._seed)
 
-            if self.batches:
+            if self.batches or self.runtime != "torch":  # what is compiled runs once at a time
                 parts = self.parts.run("tiles", len(images), encode)
             else:
                 with memory_said(self.device):

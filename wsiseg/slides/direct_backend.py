@@ -76,8 +76,9 @@ class DirectBackend:
             return self._openslide.read_level(level, box)
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file and the memory."""
         self._file.close()
+        self._cache = ChunkCache(0, 1)
         self._openslide.close()
 
     def _read(self, level: int, box: Box) -> UInt8:
