@@ -117,3 +117,8 @@ def test_weights_that_are_no_numbers(good: Path, tmp_path: Path) -> None:
 def test_what_does_not_build_is_an_error_of_the_configuration() -> None:
     with pytest.raises(ConfigError, match="no network can be built like this"):
         build_extractor({"name": "genselfdiff", "dim": 2**20, "mults": [1, 2**20]})
+
+
+def test_a_number_too_long_to_be_written_is_told_by_its_length() -> None:
+    with pytest.raises(ConfigError, match=r"dim of 20001 bits: must be from"):
+        build_extractor({"name": "genselfdiff", "dim": 1 << 20_000})

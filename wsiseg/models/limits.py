@@ -49,7 +49,8 @@ def check_sizes(data: Any, where: str) -> None:
     elif isinstance(data, int):
         low, high = _range(where.rpartition(".")[2])
         if not low <= data <= high:
-            raise ConfigError(f"{where} {data}: must be from {low} to {high}")
+            shown = data if data.bit_length() <= 64 else f"of {data.bit_length()} bits"
+            raise ConfigError(f"{where} {shown}: must be from {low} to {high}")
 
 
 def _range(key: str) -> tuple[int, int]:
