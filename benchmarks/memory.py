@@ -29,9 +29,11 @@ from timing import Memory, Row, Span, in_child, open_row, row_options, timed, wa
 from wsiseg.canvas import Canvas
 from wsiseg.geometry import Box, Point, Size
 from wsiseg.inference.engine import Engine
-from wsiseg.inference.predict import PredictOptions, predict_slide
+from wsiseg.inference.predict import PredictOptions, begin, carry_out
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.outputs.files import write_outputs
+from wsiseg.outputs.geojson import PolygonOptions
+from wsiseg.outputs.tracing import Tracing
 from wsiseg.slides.slide import Slide, open_slide
 from wsiseg.slides.tissue import TissueMask, find_tissue
 
@@ -44,23 +46,26 @@ MAX_CHANGE = 0.05
 """How much a slide twice as high may change the memory."""
 
 
-def whole_slide(path: str, folder: str, feature_mib: float, threads: int) -> dict[str, Any]:
+def whole_slide(slide_path: str, folder: str, feature_mib: float, threads: int) -> dict[str, Any]:
     """Predict a slide and write all outputs; for a process of its own."""
     torch.set_num_threads(threads)
     segmenter = trivial_model(feature_mib=feature_mib, block_px=PATCH_PX)
     parts = {"predict": (Memory(), Span()), "outputs": (Memory(), Span())}
-    with open_slide(path) as slide:
+    with open_slide(slide_path) as slide:
         tissue = find_tissue(slide)
         warm_up(slide, segmenter)
         memory, span = parts["predict"]
-        with watched(memory), timed(span):
-            canvas = predict_slide(
-                slide, segmenter, Path(folder) / "canvas", options=PredictOptions(), tissue=tissue
-            )
-        start = memory.before
-        memory, span = parts["outputs"]
-        with watched(memory), timed(span):
-            write_outputs(canvas, folder, "slide")
+        path, options = Path(folder) / "canvas", PredictOptions()
+        with Tracing() as tracing:  # as the command does it
+            with watched(memory), timed(span):
+                work = begin(slide, segmenter, path, options=options, tissue=tissue)
+                chunks = work.job.layout.windows_per_chunk(work.canvas.chunk_px)
+                tracing.follow(work.canvas, PolygonOptions(), chunks)
+                canvas = carry_out(work)
+            start = memory.before
+            memory, span = parts["outputs"]
+            with watched(memory), timed(span):
+                write_outputs(canvas, folder, "slide", regions=tracing.regions)
         wrong, compared = wrong_labels(canvas, slide, segmenter, tissue)
     mib = {name: (memory.peak - start) / (1 << 20) for name, (memory, _) in parts.items()}
     return {

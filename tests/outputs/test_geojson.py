@@ -19,7 +19,8 @@ from output_canvases import CLASSES, MakeCanvas, UInt8, blobs
 from wsiseg.canvas import Canvas
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Size
-from wsiseg.outputs.geojson import PolygonOptions, to_level0, write_geojson
+from wsiseg.outputs.geojson import PolygonOptions, write_geojson
+from wsiseg.outputs.level0 import to_level0
 
 EXACT = PolygonOptions(min_area_um2=0, tolerance_um=0, all_classes=True)
 

@@ -64,7 +64,7 @@ def images() -> list[UInt8]:
 
 def test_regions_are_those_of_gdal_and_a_valid_coverage(make_canvas: MakeCanvas) -> None:
     for labels in images():
-        regions = trace(make_canvas(labels, chunk_px=8), band_px=5)
+        regions = trace(make_canvas(labels, chunk_px=8), band_px=5, strip_px=6)
         expected = by_gdal(labels)
         assert len(regions) == len(expected)
         assert shapely.is_valid(regions.polygons).all()
@@ -97,7 +97,7 @@ def test_regions_are_those_of_a_flood_fill(make_canvas: MakeCanvas) -> None:
 
 
 @pytest.mark.parametrize("min_area_px", [0, 6, 40])
-def test_the_height_of_the_bands_changes_nothing(
+def test_the_size_of_the_pieces_changes_nothing(
     make_canvas: MakeCanvas, min_area_px: float
 ) -> None:
     rng = np.random.default_rng(5)
@@ -108,6 +108,14 @@ def test_the_height_of_the_bands_changes_nothing(
     whole = trace(canvas, band_px=1000, min_area_px=min_area_px)
     for band_px in (1, 2, 7, 32, 89, 90):
         assert same(trace(canvas, band_px=band_px, min_area_px=min_area_px), whole)
+    for strip_px in (1, 2, 13, 35, 69, 70):
+        for band_px in (1, 17, 32, 1000):
+            pieces = {"band_px": band_px, "strip_px": strip_px}
+            assert same(trace(canvas, **pieces, min_area_px=min_area_px), whole)
+    for labels in images():
+        canvas = make_canvas(labels, chunk_px=8)
+        whole = trace(canvas, band_px=1000, min_area_px=min_area_px)
+        assert same(trace(canvas, band_px=4, strip_px=3, min_area_px=min_area_px), whole)
 
 
 def test_rasterised_again_they_are_the_mask(make_canvas: MakeCanvas) -> None:
@@ -191,7 +199,7 @@ def test_objects_are_regions_of_their_own(make_canvas: MakeCanvas, band_px: int)
     plain = trace(canvas)
     canvas.write_objects(canvas.grid.box, numbers)
     canvas.update_record(objects={"Gland": count})
-    regions = trace(canvas, band_px=band_px)
+    regions = trace(canvas, band_px=band_px, strip_px=23)
     whole = trace(canvas, band_px=90)
     assert shapely.equals_exact(regions.polygons, whole.polygons).all()
     assert len(regions) > len(plain)

@@ -20,7 +20,7 @@ from wsiseg.errors import ConfigError, DatasetError
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import build_extractor
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.training.background import Background, BackgroundConfig
+from wsiseg.training.background import AnnotatedConfig, Background, BackgroundConfig
 from wsiseg.training.head_task import HeadTask, Inputs
 from wsiseg.training.losses import border_loss
 from wsiseg.training.patches import ImageStore, Patches, border_band, to_resolution
@@ -147,6 +147,76 @@ def test_background_images_come_at_their_share(tmp_path: Path) -> None:
     assert (batch.masks[grey] == 0).all()
     assert not batch.borders[grey].any()
     assert np.array_equal(patches.batch([150]).images[0], batch.images[150])
+
+
+def annotated_folder(folder: Path) -> str:
+    """A data set of 40 x 40 px with stripes of three values, and its description."""
+    for name in ("img", "mask"):
+        (folder / name).mkdir(parents=True)
+    stripes = np.repeat(np.array([0, 1, 2, 9], np.uint8), 10)[None].repeat(40, axis=0)
+    Image.fromarray((stripes * 20 + 5)[..., None].repeat(3, 2)).save(folder / "img" / "a.png")
+    Image.fromarray(stripes).save(folder / "mask" / "a.png")
+    described = folder / "other.yaml"
+    described.write_text(
+        "name: folder\nimages: img/*.png\nmasks: mask/{stem}.png\nmpp: 1.0\nignore: [9]\nclasses:\n"
+        + "".join(
+            f"  - {{name: {n}, color: [{20 * v}, 0, 0], values: [{v}]}}\n"
+            for v, n in enumerate(("Tumour", "Stroma", "Normal"))
+        )
+    )
+    return str(described)
+
+
+def test_annotated_images_are_background_where_they_say_so(tmp_path: Path) -> None:
+    name = annotated_folder(tmp_path / "lung")
+    grey_images(tmp_path / "grey")
+    chosen = BackgroundConfig(
+        (SourceConfig("grey/*.png"),),
+        annotated=(AnnotatedConfig(name, "lung", ("Stroma", "Normal"), weight=3.0),),
+        share=0.5,
+    )
+    background = Background.load(chosen, stored(tmp_path), mpp=1.0)
+    assert background is not None
+    assert background.names[-1] == "lung:a"
+    patches = sequence(Touching(), background)
+    batch = patches.batch(range(300))
+    grey = (batch.images == 7).all(axis=(1, 2, 3))
+    lung = (batch.images <= 185).all(axis=(1, 2, 3)) & ~grey
+    lung &= ~(batch.masks == 1).any(axis=(1, 2))
+    lung &= (batch.images != 60).any(axis=(1, 2, 3))
+    assert 0.07 < grey.mean() < 0.19
+    assert 0.28 < lung.mean() < 0.48
+    values, masks = batch.images[lung][..., 0], batch.masks[lung]
+    assert (masks[(values == 25) | (values == 45)] == 0).all()
+    assert (masks[(values == 5) | (values == 185)] == IGNORE).all()
+    assert not batch.borders[lung].any()
+    assert np.array_equal(patches.batch([150]).images[0], batch.images[150])
+
+
+def test_annotated_images_alone_and_at_the_resolution_of_training(tmp_path: Path) -> None:
+    name = annotated_folder(tmp_path / "lung")
+    chosen = BackgroundConfig(annotated=(AnnotatedConfig(name, "lung", ("Tumour",)),), share=0.9)
+    background = Background.load(chosen, stored(tmp_path), mpp=0.5)
+    assert background is not None
+    assert background.share == 0.9
+    still = AugmentConfig(scale=(1.0, 1.0), rotate=False)
+    image, mask = background.patch((80, 80), np.random.default_rng(1), still)
+    assert sorted(np.bincount(mask.ravel(), minlength=256)[[0, IGNORE]]) == [1600, 4800]
+    assert image.shape == (80, 80, 3)
+
+
+def test_annotated_images_that_cannot_be(tmp_path: Path) -> None:
+    name = annotated_folder(tmp_path / "lung")
+    with pytest.raises(ConfigError, match="name its background classes"):
+        AnnotatedConfig(name, "lung", ())
+    with pytest.raises(ConfigError, match="weight"):
+        AnnotatedConfig(name, "lung", ("Stroma",), weight=0)
+    chosen = BackgroundConfig(annotated=(AnnotatedConfig(name, "lung", ("Bone",)),))
+    with pytest.raises(ConfigError, match="no class 'Bone'; there are Tumour, Stroma, Normal"):
+        Background.load(chosen, stored(tmp_path), mpp=1.0)
+    chosen = BackgroundConfig(annotated=(AnnotatedConfig(name, "liver", ("Stroma",)),))
+    with pytest.raises(DatasetError, match="liver"):
+        Background.load(chosen, stored(tmp_path), mpp=1.0)
 
 
 def test_glass_covers_a_part_and_is_background() -> None:

@@ -56,7 +56,7 @@ import click
     type=float,
     default=1.0,
     show_default=True,
-    help="GiB for what is kept between windows; on CUDA devices 3/8 of their memory instead.",
+    help="GiB for what windows share; on CUDA devices 3/8 of their memory instead.",
 )
 @click.option(
     "--backend",

@@ -15,21 +15,21 @@ from wsiseg.canvas import Canvas
 from wsiseg.canvas_store import discard
 from wsiseg.cli.predict_known import Series, Stamp, file_stamp, stamp
 from wsiseg.cli.predict_settings import Settings
+from wsiseg.cli.predict_warnings import warn_of_slide, warn_of_stain
 from wsiseg.cli.progress import Progress, format_seconds
 from wsiseg.cli.summary import summary
 from wsiseg.errors import CanvasError, OutputError, SlideError
 from wsiseg.inference.cohort import ELSEWHERE, Outcome, Task
 from wsiseg.inference.estimate import Speed, estimate, measure_speed
 from wsiseg.inference.job import PredictOptions, prepare
+from wsiseg.inference.objects import wants_objects
 from wsiseg.inference.predict import begin, carry_out
 from wsiseg.lease import Lease, Locks
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.outputs.files import complete_outputs, write_outputs
+from wsiseg.outputs.tracing import Tracing
 from wsiseg.slides.slide import Slide
 from wsiseg.slides.tissue import TissueMask, find_tissue
-
-COARSE = 1.5
-"""Slides whose mpp is over this many times the model's lack what the model looks at."""
 
 
 class Reporter(Protocol):
@@ -90,16 +90,17 @@ class Slides:
                     return done
                 if lease is None:
                     return Outcome(task, ELSEWHERE, error=self.locks.holder(lock))
-                self._warn(slide, task)
-                canvas = self._canvas_of_one(slide, task, lease, file)
-            return self._outputs(canvas, task, lease, began)
+                warn_of_slide(slide, task.path, self.segmenter.info)
+                tracing = held.enter_context(Tracing())
+                canvas = self._canvas_of_one(slide, task, lease, file, tracing)
+            return self._outputs(canvas, task, lease, began, tracing)
 
     def dry(self, task: Task) -> None:
         """Say what would be done with one slide."""
         with self.settings.open(task) as slide:
             if self.series.is_known(slide, task):
                 return
-            self._warn(slide, task)
+            warn_of_slide(slide, task.path, self.segmenter.info)
             grid = slide.grid(self.segmenter.info.mpp)
             tissue = self._tissue(slide, task)
             job = prepare(grid, self.segmenter, options=self.options, tissue=tissue)
@@ -139,7 +140,12 @@ class Slides:
             ) from e
 
     def _canvas_of_one(
-        self, slide: Slide, task: Task, lease: Lease, file: tuple[int, ...] | None
+        self,
+        slide: Slide,
+        task: Task,
+        lease: Lease,
+        file: tuple[int, ...] | None,
+        tracing: Tracing,
     ) -> Canvas:
         """The complete canvas of a slide whose file, as it was before, still holds that slide.
 
@@ -148,7 +154,7 @@ class Slides:
         """
         failure, canvas = None, None
         try:
-            canvas = self._canvas(slide, task, lease)
+            canvas = self._canvas(slide, task, lease, tracing)
         except SlideError as e:
             failure = e
         try:
@@ -172,8 +178,11 @@ class Slides:
         with self.settings.open(task) as now:
             return (now.quickhash, now.size) == (slide.quickhash, slide.size)
 
-    def _canvas(self, slide: Slide, task: Task, lease: Lease) -> Canvas:
-        """The complete canvas of a slide, continued where an interrupted run left one."""
+    def _canvas(self, slide: Slide, task: Task, lease: Lease, tracing: Tracing) -> Canvas:
+        """The complete canvas of a slide, continued where an interrupted run left one.
+
+        Where its labels stay as the model gives them, regions are traced meanwhile.
+        """
         tissue = self._tissue(slide, task)
         progress = self.progress(task.stem)
 
@@ -192,11 +201,17 @@ class Slides:
             )
             if work.note:
                 click.echo(f"{task.stem}: {work.note}")
+            options = self.settings.output_options()
+            if "geojson" in options.kinds and not wants_objects(self.segmenter.info):
+                chunks = work.job.layout.windows_per_chunk(work.canvas.chunk_px)
+                tracing.follow(work.canvas, options.polygons, chunks)
             return carry_out(work, report)
         finally:
             progress.close()
 
-    def _outputs(self, canvas: Canvas, task: Task, lease: Lease, began: float) -> Outcome:
+    def _outputs(
+        self, canvas: Canvas, task: Task, lease: Lease, began: float, tracing: Tracing
+    ) -> Outcome:
         """Write the outputs of a complete canvas; it is left there where they cannot be."""
         settings = self.settings
         lease.check()
@@ -204,10 +219,15 @@ class Slides:
         mode = mode if mode in ("auto", "none") else Path(mode).name
         parameters = {**canvas.record["parameters"], "tissue": mode}
         canvas.update_record(parameters=parameters, kept=settings.keep_canvas)
-        self._warn_stain(canvas, task)
+        warn_of_stain(canvas, task.path)
         try:
             written = write_outputs(
-                canvas, settings.out, task.stem, settings.output_options(), check=lease.check
+                canvas,
+                settings.out,
+                task.stem,
+                settings.output_options(),
+                check=lease.check,
+                regions=tracing.regions,
             )
         except OutputError:
             lease.check()  # who has the slide by now removes what this process left unfinished
@@ -274,25 +294,3 @@ class Slides:
                         f" ({key} differs); choose another --out, or --overwrite them"
                     )
         return sidecar
-
-    def _warn_stain(self, canvas: Canvas, task: Task) -> None:
-        """Say where a model's stain normalisation could not be done."""
-        if canvas.record["status"] == "ok" and (
-            canvas.record["parameters"].get("stain_matrix", ()) is None
-        ):
-            click.echo(
-                f"wsiseg: warning: {task.path}: too little tissue, or stains unlike H&E: not "
-                "normalised to the model's stains",
-                err=True,
-            )
-
-    def _warn(self, slide: Slide, task: Task) -> None:
-        model = self.segmenter.info
-        lines = list(slide.warnings)
-        if slide.mpp > COARSE * model.mpp:
-            lines.append(
-                f"{slide.mpp:.4g} um per pixel is too coarse for model {model.name}, which sees "
-                f"{model.mpp:g}: the result will mean little"
-            )
-        for line in lines:
-            click.echo(f"wsiseg: warning: {task.path}: {line}", err=True)

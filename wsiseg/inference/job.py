@@ -38,10 +38,10 @@ class PredictOptions:
     workers: int | None = None
     """Threads that read the slide; None takes one a processor, at most 4 (8 for a GPU)."""
     memory_gib: float = 1.0
-    """Memory for what is kept between windows: half for tile features and half for the sums of
-    unfinished chunks; on a CUDA device instead a quarter and an eighth of all its memory, used or
-    not, so that an interrupted run can be continued. More than fits is encoded again or kept in
-    files; on a CPU the result is the same."""
+    """Memory for features and sums: a quarter for the sums of unfinished chunks, the rest for tile
+    features, those that a window is put together from included; on a CUDA device instead an eighth
+    and a quarter of all its memory, used or not, so that an interrupted run can be continued. More
+    than fits is encoded again or kept in files; on a CPU the result is the same."""
     precision: str = "auto"
     """"auto", "fp32", "bf16" or "fp16"; auto is bf16 on CUDA and fp32 elsewhere."""
     seed: int = 0
@@ -114,11 +114,13 @@ def prepare(
     )
     batch_size = options.batch_size or (BATCH_GPU if engine.batches else BATCH_CPU)
     room, blend_bytes = memory_bytes(engine.device, options.memory_gib)
-    capacity = max(1, room // tile_bytes(segmenter, engine.dtype))
+    capacity = room // tile_bytes(segmenter, engine.dtype)
+    if not engine.batches:
+        capacity -= layout.window_tiles.shape[1]  # of the window in hand, put together
     workers = WORKERS_GPU if engine.batches else WORKERS_CPU
     return Job(
         layout=layout,
-        loads=schedule(layout, capacity=capacity) if len(layout.windows) else None,
+        loads=schedule(layout, capacity=max(1, capacity)) if len(layout.windows) else None,
         engine=engine,
         batch_size=batch_size,
         group=max(1, batch_size // layout.window_tiles.shape[1]) if engine.batches else 1,
@@ -132,5 +134,5 @@ def memory_bytes(device: torch.device, memory_gib: float) -> tuple[int, int]:
     if device.type == "cuda":
         total = torch.cuda.mem_get_info(device)[1]
         return total // 4, total // 8
-    half = int(memory_gib * GIB / 2)
-    return half, half
+    quarter = int(memory_gib * GIB / 4)
+    return 3 * quarter, quarter

@@ -13,6 +13,7 @@ from wsiseg.canvas import Canvas
 from wsiseg.errors import UsageError
 from wsiseg.outputs.geojson import PolygonOptions, write_geojson
 from wsiseg.outputs.overview import write_overview
+from wsiseg.outputs.polygons import Regions
 from wsiseg.outputs.pyramid import write_pyramid
 from wsiseg.outputs.sidecar import ClassArea, class_areas, write_sidecar
 
@@ -81,13 +82,14 @@ def write_outputs(
     options: OutputOptions | None = None,
     *,
     check: Callable[[], None] | None = None,
+    regions: Callable[[], Regions | None] = lambda: None,
 ) -> OutputFiles:
     """Write mask, polygons, overview and sidecar of a canvas as `<folder>/<stem>.*`.
 
     All are written under temporary names and renamed at the end, the sidecar last: where it is,
     the outputs are complete. On any failure the temporary files are removed and what was there
     before stays. Several processes that may write the same files take a lock and give `check`, see
-    `staged`.
+    `staged`. `regions` gives those that were traced already with the same options, if they were.
 
     Raises:
         OutputError: they cannot be written.
@@ -108,7 +110,7 @@ def write_outputs(
         if "mask" in at:
             write_pyramid(at["mask"], canvas, compression=options.compression)
         if "geojson" in at:
-            report = write_geojson(at["geojson"], canvas, options.polygons)
+            report = write_geojson(at["geojson"], canvas, options.polygons, regions=regions())
             polygons = {"options": asdict(options.polygons), **asdict(report)}
         if "overview" in at:
             write_overview(at["overview"], canvas, areas=areas)

@@ -24,12 +24,11 @@ from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.classes import TissueClass
 from wsiseg.errors import UsageError
-from wsiseg.outputs.polygons import BAND_PX, Regions, trace
+from wsiseg.outputs.level0 import to_level0
+from wsiseg.outputs.polygons import Regions, trace
+from wsiseg.outputs.tracer import BAND_PX
 
 log = logging.getLogger(__name__)
-
-GRID_PX = 0.01
-"""Coordinates are multiples of this many level-0 pixels."""
 
 _NAMESPACE = uuid.UUID("7c1b6f5e-3c0f-5b0e-9c55-0f6f3d3f8a11")
 _MAX_TOLERANCE_UM = 1000.0
@@ -102,7 +101,11 @@ class _Shapes(NamedTuple):
 
 
 def write_geojson(
-    path: str | Path, canvas: Canvas, options: PolygonOptions | None = None
+    path: str | Path,
+    canvas: Canvas,
+    options: PolygonOptions | None = None,
+    *,
+    regions: Regions | None = None,
 ) -> GeoJsonReport:
     """Write the regions of a canvas as a GeoJSON FeatureCollection for QuPath.
 
@@ -119,6 +122,7 @@ def write_geojson(
         path: the file; it appears when it is complete. Its name is taken as it is.
         canvas: labels and confidences.
         options: see `PolygonOptions`.
+        regions: those of the canvas, traced with the same options; None: they are traced now.
 
     Raises:
         OutputError: the file cannot be written.
@@ -128,7 +132,9 @@ def write_geojson(
     for value, item in canvas.classes.values():
         exported[value] = options.all_classes or not item.background
     pixel_um2 = canvas.grid.pixel_area_um2
-    regions = trace(canvas, band_px=options.band_px, min_area_px=options.min_area_um2 / pixel_um2)
+    if regions is None:
+        smallest = options.min_area_um2 / pixel_um2
+        regions = trace(canvas, band_px=options.band_px, min_area_px=smallest)
     shapes = _simplify(regions, exported, options, math.sqrt(pixel_um2))
     with staged(Path(path)) as (temporary,), _text(temporary, options.gzip) as out:
         features, vertices = _write(out, canvas, options, regions, shapes)
@@ -174,28 +180,6 @@ def _simplify(
         tolerance = max(tolerance, mpp / 2) * min(4.0, max(1.25, excess**0.8))
         tolerance = min(tolerance, _MAX_TOLERANCE_UM)
         polygons = shapely.coverage_simplify(polygons, tolerance / mpp)
-
-
-def to_level0(
-    polygons: npt.NDArray[np.object_], downsample: tuple[float, float]
-) -> npt.NDArray[np.object_]:
-    """Polygons in grid pixels as valid polygons in level-0 pixels at 2 decimals.
-
-    An entry without area left is None; one that falls apart is a MultiPolygon. Every other
-    entry passes the precision reducer with which QuPath reads it.
-    """
-    scaled = shapely.transform(polygons, lambda xy: xy * np.asarray(downsample))
-    bad = ~shapely.is_valid(scaled)
-    scaled[bad] = shapely.make_valid(scaled[bad], method="structure", keep_collapsed=False)
-    snapped = shapely.orient_polygons(shapely.set_precision(scaled, GRID_PX))
-    areal = np.isin(
-        shapely.get_type_id(snapped),
-        (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON),
-    )
-    result = np.full(len(snapped), None, object)
-    keep = areal & ~shapely.is_empty(snapped)
-    result[keep] = snapped[keep]
-    return result
 
 
 @contextmanager

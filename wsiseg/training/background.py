@@ -1,18 +1,24 @@
-"""Negatives that need no annotation: images of nothing but background, and glass.
+"""Negatives: images of nothing but background, annotations of other tissue, and glass.
 
 A model that has seen only one tissue paints its classes over others; what is known to hold none
-of them can be shown to it. Images of a laboratory seldom show the edge of the tissue, and glass
-looks like a lumen; glass can be laid over a part of any patch. Knows no networks.
+of them can be shown to it, at the resolution that it has on slides. Images of a laboratory seldom
+show the edge of the tissue, and glass looks like a lumen; glass can be laid over a part of any
+patch. Knows no networks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.classes import IGNORE
+from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
 from wsiseg.datasets.base import LabelledDataset
+from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
 from wsiseg.errors import ConfigError
 from wsiseg.training.tiles import SourceConfig, TilePool, load_pools
 
@@ -20,13 +26,37 @@ UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class AnnotatedConfig:
+    """Annotated images of another tissue, some of whose classes are background to this model."""
+
+    dataset: str
+    """As `--dataset`: a name, or a YAML file."""
+    path: str
+    """Its folder, relative to the folder of the data set that is trained on (`..` is allowed)."""
+    background: tuple[str, ...]
+    """Names of its classes that are background here; its other classes take no part."""
+    part: str = ""
+    """Its part; empty: the one to train on."""
+    weight: float = 1.0
+    """Share of the patches, against the weights of sources and of other annotated images."""
+
+    def __post_init__(self) -> None:
+        if not self.background:
+            raise ConfigError(f"background.annotated {self.dataset}: name its background classes")
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(f"background.annotated {self.dataset}: weight must be above 0")
+
+
+@dataclass(frozen=True)
 class BackgroundConfig:
     """Which images, and how often they are shown; how often glass is."""
 
     sources: tuple[SourceConfig, ...] = ()
-    """Globs below the folder of the data set (`..` is allowed)."""
+    """Globs below the folder of the data set (`..` is allowed): nothing but background."""
+    annotated: tuple[AnnotatedConfig, ...] = ()
+    """Annotated images, some of whose classes are background."""
     share: float = 0.1
-    """Share of the training patches that are cut from them."""
+    """Share of the training patches that are cut from both."""
     glass: float = 0.0
     """Share of the patches a part of which, beyond a wavy line, is covered with glass."""
 
@@ -37,16 +67,59 @@ class BackgroundConfig:
             raise ConfigError(f"background.glass {self.glass}: must be from 0 to below 1")
 
 
+class AnnotatedPool:
+    """Annotated images in memory: background, or ignored."""
+
+    def __init__(self, config: AnnotatedConfig, root: Path, *, mpp: float, label: int) -> None:
+        """Read all of them and bring them to `mpp`.
+
+        Raises:
+            ConfigError: no such class.
+            DatasetError, UsageError: the data set cannot be opened.
+        """
+        described = dataset_mapping(config.dataset)
+        part = config.part or DATASETS[described["name"]].part
+        dataset = open_dataset(described, root / config.path, part)
+        known = dataset.classes.names
+        if missing := [n for n in config.background if n not in known]:
+            raise ConfigError(
+                f"background.annotated {config.dataset}: no class {missing[0]!r}; there are "
+                + ", ".join(known)
+            )
+        table = np.full(256, IGNORE, np.uint8)
+        table[[known.index(n) for n in config.background]] = label
+        items = (dataset[i] for i in range(len(dataset)))
+        ratio = dataset.mpp / mpp
+        self._pairs = [at_mpp(item.image, table[item.mask], ratio) for item in items]
+        self.names = [f"{config.path}:{name}" for name in dataset.names]
+
+    def patch(
+        self, size_px: tuple[int, int], rng: np.random.Generator, augment: AugmentConfig
+    ) -> tuple[UInt8, UInt8]:
+        """A patch (height, width, 3) and its mask, mirrored beyond the image's edges."""
+        image, mask = self._pairs[int(rng.integers(len(self._pairs)))]
+        return random_patch(image, mask, size_px, rng=rng, config=augment)
+
+
 class Background:
     """Background images in memory, glass, and the label of all their pixels."""
 
     def __init__(
-        self, pool: TilePool | None, names: list[str], config: BackgroundConfig, *, label: int
+        self,
+        pool: TilePool | None,
+        names: list[str],
+        config: BackgroundConfig,
+        *,
+        label: int,
+        annotated: Sequence[AnnotatedPool] = (),
     ) -> None:
-        """Patches are cut from `pool`, if there is one, whose files are `names`."""
-        self._pool, self.names, self._label = pool, names, label
-        self.share = config.share if pool else 0.0
+        """Patches are cut from `annotated` and from `pool`, if there is one, of files `names`."""
+        self._pool, self._annotated, self._label = pool, annotated, label
+        self.names = [*names, *(name for a in annotated for name in a.names)]
+        self.share = config.share if pool or annotated else 0.0
         self.glass = config.glass
+        weights = [sum(s.weight for s in config.sources), *(a.weight for a in config.annotated)]
+        self._ends = np.cumsum(weights) / (sum(weights) or 1.0)
 
     @classmethod
     def load(
@@ -59,35 +132,45 @@ class Background:
     ) -> Background | None:
         """What a configuration says; None where it names no images and wants no glass.
 
-        Of the images as they are decoded at most `memory_gb` (10^9 bytes) are held.
+        Of the images of `sources`, as they are decoded, at most `memory_gb` (10^9 bytes) are
+        held; those of `annotated` are held all, at the training resolution.
 
         Raises:
-            ConfigError: the data set has no background class, or no folder.
+            ConfigError: the data set has no background class, or no folder; no such class of
+                annotated images.
             DatasetError: a source matches no file, or a file is no image.
         """
-        if not config.sources and not config.glass:
+        if not (config.sources or config.annotated or config.glass):
             return None
         labels = [k for k, c in enumerate(dataset.classes) if c.background]
         root = dataset.folder
         if not labels:
             raise ConfigError("background: only for a data set with a background class")
-        if not config.sources:
+        if not (config.sources or config.annotated):
             return cls(None, [], config, label=labels[0])
         if root is None:
             raise ConfigError("background.sources: only for a data set in a folder")
-        pool = load_pools(config.sources, root, mpp=mpp, memory_gb=memory_gb).training
-        names = [name for group in pool.names(root) for name in group]
-        return cls(pool, names, config, label=labels[0])
+        pool, names = None, []
+        if config.sources:
+            pool = load_pools(config.sources, root, mpp=mpp, memory_gb=memory_gb).training
+            names = [name for group in pool.names(root) for name in group]
+        annotated = [AnnotatedPool(a, root, mpp=mpp, label=labels[0]) for a in config.annotated]
+        return cls(pool, names, config, label=labels[0], annotated=annotated)
 
     def patch(
-        self, size_px: tuple[int, int], rng: np.random.Generator, *, scale: tuple[float, float]
+        self, size_px: tuple[int, int], rng: np.random.Generator, augment: AugmentConfig
     ) -> tuple[UInt8, UInt8]:
-        """A patch (height, width, 3) at a random place, scale, flip and quarter turn; its mask."""
-        if self._pool is None:
+        """A patch (height, width, 3) at a random place, scale, flip and turn; its mask."""
+        if self._pool is None and not self._annotated:
             raise ConfigError("background: there are no images to cut patches from")
-        height, width = size_px
-        image = self._pool.crop(max(size_px), rng, scale=scale)[:height, :width]
-        return image, np.full(size_px, self._label, np.uint8)
+        chosen = 0
+        if self._annotated:
+            chosen = int(np.searchsorted(self._ends, rng.random(), side="right"))
+        if chosen == 0 and self._pool is not None:
+            height, width = size_px
+            image = self._pool.crop(max(size_px), rng, scale=augment.scale)[:height, :width]
+            return image, np.full(size_px, self._label, np.uint8)
+        return self._annotated[chosen - 1].patch(size_px, rng, augment)
 
     def with_glass(
         self, image: UInt8, mask: UInt8, rng: np.random.Generator

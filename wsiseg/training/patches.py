@@ -183,7 +183,7 @@ class Patches:
         rng = np.random.default_rng((self.seed, 2, number))
         other = self.background
         if other is not None and other.share and rng.random() < other.share:
-            patch, target = other.patch(self.size_px, rng, scale=self.augment.scale)
+            patch, target = other.patch(self.size_px, rng, self.augment)
         else:
             image, mask = self.store.get(int(self.order(epoch)[position]))
             patch, target = random_patch(image, mask, self.size_px, rng=rng, config=self.augment)

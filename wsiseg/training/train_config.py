@@ -103,7 +103,8 @@ class TrainConfig:
             raise ConfigError("patch_tiles and cache_mb must be at least 1")
         if not 0 <= self.border_um < float("inf"):
             raise ConfigError(f"border_um {self.border_um}: must not be negative")
-        if self.background.sources and (self.normalise != "none" or self.resize_px is not None):
+        negatives = self.background.sources or self.background.annotated
+        if negatives and (self.normalise != "none" or self.resize_px is not None):
             raise ConfigError(
                 "background: its images are neither normalised nor stretched; leave out "
                 "normalise and resize_px"
