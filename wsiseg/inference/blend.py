@@ -79,7 +79,6 @@ class Accumulators:
         self._live: OrderedDict[Key, Tensor] = OrderedDict()
         self._on_disk: dict[Key, tuple[int, ...]] = {}
         self._bytes = 0
-        self._spare: Tensor | None = None
         self.spilled = 0
 
     def get(self, key: Key, shape: tuple[int, ...]) -> Tensor:
@@ -95,14 +94,7 @@ class Accumulators:
         return array
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.shape == shape:
-            return spare.zero_()
         return torch.zeros(shape, dtype=torch.float32, device=self._device)
-
-    def give_back(self, array: Tensor) -> None:
-        """Take an array that nobody needs any more: memory used again costs less than new one."""
-        self._spare = array
 
     def pop(self, key: Key) -> Tensor:
         """The array of a chunk, which is forgotten."""
@@ -114,7 +106,6 @@ class Accumulators:
         """Forget all arrays and remove their files."""
         self._live.clear()
         self._on_disk.clear()
-        self._spare = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, key: Key) -> Path:
@@ -128,7 +119,6 @@ class Accumulators:
             raise unwritable(self._folder, e) from e
         self._on_disk[key] = tuple(array.shape)
         self._bytes -= array.nbytes
-        self.give_back(array)
         self.spilled += 1
 
     def _load(self, key: Key) -> Tensor:
@@ -282,9 +272,7 @@ class Blender:
         self._left[key] -= 1
         if not self._left[key]:
             del self._left[key]
-            done = self._store.pop(key)
-            self._finish_chunk(key, done)
-            self._store.give_back(done)
+            self._finish_chunk(key, self._store.pop(key))
 
 
 def _bytes(probabilities: Tensor) -> Tensor:
