@@ -6,6 +6,7 @@ Coordinates are (x, y), sizes (width, height), as in OpenSlide; arrays are [y, x
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,6 +47,12 @@ class Box(NamedTuple):
     def slices(self) -> tuple[slice, slice]:
         """The box as (rows, columns) for indexing a [y, x] array."""
         return slice(self.y, self.bottom), slice(self.x, self.right)
+
+    def cells(self, side: int) -> Iterator[tuple[int, int]]:
+        """(row, column) of the squares of a grid of `side` that the box touches, row by row."""
+        for row in range(self.y // side, -(-self.bottom // side)):
+            for column in range(self.x // side, -(-self.right // side)):
+                yield row, column
 
     def intersection(self, other: Box) -> Box:
         """The common rectangle; width or height 0 where there is none."""

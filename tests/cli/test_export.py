@@ -15,6 +15,7 @@ from wsiseg.canvas import Canvas
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.cli import cli
 from wsiseg.geometry import Grid, Size
+from wsiseg.slides.phantom import write_phantom
 
 
 @pytest.fixture
@@ -53,6 +54,23 @@ def test_outputs_are_made_from_the_canvas(canvas: Canvas, tmp_path: Path) -> Non
     assert sorted(p.name for p in out.iterdir()) == names
     assert all(str(out / name) in result.output for name in names)
     assert sidecar(out)["polygons"]["features"] == 1
+
+
+def test_polygons_traced_beside_inference_are_those_of_the_canvas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, out, again = tmp_path / "colon.tif", tmp_path / "out", tmp_path / "again"
+    write_phantom(slide, Size(780, 620), mpp=0.5, seed=1)
+    words = ["predict", slide, "--out", out, "--keep-canvas", "--model", "stain-threshold"]
+    with monkeypatch.context() as patched:
+        patched.setattr("wsiseg.outputs.geojson.trace", None)  # not traced again
+        result = CliRunner().invoke(cli, [*map(str, words), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    result = export(out / "colon.canvas", "--out", again)
+    assert result.exit_code == 0, result.output
+    first, second = ((folder / "colon.geojson").read_bytes() for folder in (out, again))
+    assert json.loads(first)["features"]
+    assert first == second
 
 
 def test_options_reach_the_polygons(canvas: Canvas, tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from wsiseg.canvas import Canvas
-from wsiseg.cli import cli, main
+from wsiseg.cli import main
 from wsiseg.errors import CanvasError
 from wsiseg.geometry import Size
 from wsiseg.slides.phantom import write_phantom
@@ -156,22 +155,6 @@ def test_canvas_is_kept_when_asked(run: Run, phantom: Path, tmp_path: Path) -> N
     assert "colon.geojson.gz" in names(tmp_path)
     assert (labels(tmp_path) > 0).all()
     assert json.loads((tmp_path / "colon.json").read_text())["parameters"]["tissue"] == "none"
-
-
-def test_polygons_traced_beside_inference_are_those_of_the_canvas(
-    run: Run, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    with monkeypatch.context() as patched:
-        patched.setattr("wsiseg.outputs.geojson.trace", None)  # not traced again
-        result = run(phantom, "--out", out, "--keep-canvas")
-    assert result.code == 0, result.err
-    kept = out / f"{phantom.stem}.canvas"
-    exported = CliRunner().invoke(cli, ["export", str(kept), "--out", str(tmp_path / "again")])
-    assert exported.exit_code == 0, exported.output
-    files = [folder / f"{phantom.stem}.geojson" for folder in (out, tmp_path / "again")]
-    assert json.loads(files[0].read_text())["features"]
-    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_one_bad_slide_does_not_stop_the_others(run: Run, phantom: Path, tmp_path: Path) -> None:

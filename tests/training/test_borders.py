@@ -211,6 +211,9 @@ def test_annotated_images_that_cannot_be(tmp_path: Path) -> None:
         AnnotatedConfig(name, "lung", ())
     with pytest.raises(ConfigError, match="weight"):
         AnnotatedConfig(name, "lung", ("Stroma",), weight=0)
+    wanted = {"annotated": [{"dataset": name, "path": "lung", "background": ["Stroma"]}]}
+    with pytest.raises(ConfigError, match="neither normalised nor stretched"):
+        config(background=wanted, resize_px=64)
     chosen = BackgroundConfig(annotated=(AnnotatedConfig(name, "lung", ("Bone",)),))
     with pytest.raises(ConfigError, match="no class 'Bone'; there are Tumour, Stroma, Normal"):
         Background.load(chosen, stored(tmp_path), mpp=1.0)

@@ -69,10 +69,7 @@ class Plan:
 
     def window_chunks(self, place: Point, chunk_px: int) -> Iterator[tuple[int, int]]:
         """(row, column) of the chunks that the window at `place` touches."""
-        box = self.window_box(place)
-        for row in range(box.y // chunk_px, -(-box.bottom // chunk_px)):
-            for column in range(box.x // chunk_px, -(-box.right // chunk_px)):
-                yield row, column
+        return self.window_box(place).cells(chunk_px)
 
     def windows_per_chunk(self, chunk_px: int) -> dict[tuple[int, int], int]:
         """How many windows touch each chunk (row, column); chunks that none touches are absent."""

@@ -24,6 +24,7 @@ from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.classes import TissueClass
 from wsiseg.errors import UsageError
+from wsiseg.geometry import Grid
 from wsiseg.outputs.level0 import to_level0
 from wsiseg.outputs.polygons import Regions, trace
 from wsiseg.outputs.tracer import BAND_PX
@@ -66,6 +67,10 @@ class PolygonOptions:
         for name in ("max_vertices", "band_px"):
             if getattr(self, name) < 1:
                 raise UsageError(f"polygons: {name} must be 1 or more")
+
+    def min_area_px(self, grid: Grid) -> float:
+        """The minimum area in pixels of a grid."""
+        return self.min_area_um2 / grid.pixel_area_um2
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def write_geojson(
         exported[value] = options.all_classes or not item.background
     pixel_um2 = canvas.grid.pixel_area_um2
     if regions is None:
-        smallest = options.min_area_um2 / pixel_um2
+        smallest = options.min_area_px(canvas.grid)
         regions = trace(canvas, band_px=options.band_px, min_area_px=smallest)
     shapes = _simplify(regions, exported, options, math.sqrt(pixel_um2))
     with staged(Path(path)) as (temporary,), _text(temporary, options.gzip) as out:

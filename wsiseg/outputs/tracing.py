@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from types import TracebackType
 
 from wsiseg.canvas import Canvas
-from wsiseg.geometry import Box
 from wsiseg.outputs.geojson import PolygonOptions
 from wsiseg.outputs.polygons import Regions, assemble
 from wsiseg.outputs.tracer import Tracer
@@ -33,12 +31,7 @@ class Tracing:
     def __enter__(self) -> Tracing:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop, at the latest when the piece in hand is traced."""
         self._stopped.set()
         if self._thread is not None:
@@ -54,7 +47,7 @@ class Tracing:
             options: those that the regions are written with.
             awaited: its chunks (row, column) that are to be done; others stay as they are.
         """
-        smallest = options.min_area_um2 / canvas.grid.pixel_area_um2
+        smallest = options.min_area_px(canvas.grid)
         tracer = Tracer(canvas, band_px=options.band_px, min_area_px=smallest)
         arguments = (canvas, tracer, frozenset(awaited))
         self._thread = threading.Thread(
@@ -78,7 +71,7 @@ class Tracing:
     def _run(self, canvas: Canvas, tracer: Tracer, awaited: frozenset[tuple[int, int]]) -> None:
         try:
             for piece in tracer.pieces():
-                missing = [key for key in _chunks(canvas, piece) if key in awaited]
+                missing = [key for key in piece.cells(canvas.chunk_px) if key in awaited]
                 while missing := [key for key in missing if not canvas.is_done(*key)]:
                     if self._stopped.wait(_LOOK_SECONDS):
                         return
@@ -88,13 +81,3 @@ class Tracing:
             self._found = assemble(tracer)
         except BaseException as e:  # raised again by who asks for the regions
             self._error = e
-
-
-def _chunks(canvas: Canvas, box: Box) -> list[tuple[int, int]]:
-    """The chunks (row, column) that a box of the grid touches."""
-    side = canvas.chunk_px
-    return [
-        (row, column)
-        for row in range(box.y // side, -(-box.bottom // side))
-        for column in range(box.x // side, -(-box.right // side))
-    ]
