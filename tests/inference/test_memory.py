@@ -14,9 +14,10 @@ from inference_fakes import NoiseExtractor, SumHead, noise_model, random_slide
 from torch import Tensor
 
 from wsiseg.errors import DeviceMemoryError
-from wsiseg.geometry import Point
+from wsiseg.geometry import Grid, Point, Size
 from wsiseg.inference.engine import Engine
-from wsiseg.inference.job import GIB, PredictOptions, memory_bytes
+from wsiseg.inference.features import schedule
+from wsiseg.inference.job import GIB, PredictOptions, memory_bytes, prepare
 from wsiseg.inference.memory import Parts, lacks_memory, memory_said
 from wsiseg.inference.predict import predict_slide
 from wsiseg.models.base import Features
@@ -131,6 +132,17 @@ def test_what_is_kept_does_not_depend_on_who_else_uses_the_device(
         found.append(memory_bytes(torch.device("cuda:0"), 1.0))
     assert found == [(20 * GIB, 10 * GIB)] * 2
     assert memory_bytes(CPU, 1.0) == (3 * GIB // 4, GIB // 4)
+
+
+def test_the_window_in_hand_is_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsiseg.inference.job.tile_bytes", lambda *_: 1 << 20)
+    options = PredictOptions(overlap_px=32, memory_gib=16 / 1024)  # 12 MiB of features
+    grid, model = Grid.at_mpp(Size(640, 640), 0.5, noise_model().info.mpp), noise_model()
+    job = prepare(grid, model, options=options)
+    assert job.loads is not None
+    window = job.layout.window_tiles.shape[1]
+    alone, whole = (schedule(job.layout, capacity=n).recomputed for n in (12 - window, 12))
+    assert job.loads.recomputed == alone > whole
 
 
 class Greedy(NoiseExtractor):
