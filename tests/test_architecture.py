@@ -21,6 +21,7 @@ FOUNDATION = {
     "errors",
     "geometry",
     "lease",
+    "names",
     "objects",
     "parting",
     "regions",

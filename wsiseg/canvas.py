@@ -164,7 +164,7 @@ class Canvas:
         self._planes.require(*names)
         for key in (key for key in self.chunks() if self.is_done(*key)):
             slices, found = self.chunk_box(*key).slices, 0
-            with suppress(*DAMAGES):
+            with suppress(CanvasError):
                 found = checksum(self._planes.read(name, slices) for name in names)
             if found != self._done_cache[key]:
                 self._done_cache[key] = 0

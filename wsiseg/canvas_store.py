@@ -50,9 +50,15 @@ class Planes:
         """A part of an array.
 
         Raises:
-            CanvasError: there is none of that name.
+            CanvasError: there is none of that name, or what is asked for is damaged.
         """
-        return np.asarray(self._get(name)[where])
+        array = self._get(name)
+        try:
+            return np.asarray(array[where])
+        except DAMAGES as e:
+            raise CanvasError(
+                f"{self._path}: {name} cannot be read ({line(e)}); run wsiseg predict again"
+            ) from e
 
     def read_rows(self, name: str) -> npt.NDArray[Any]:
         """All of an array, row by row: zeros where it cannot be read.

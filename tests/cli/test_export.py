@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from wsiseg.canvas import Canvas
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.cli import cli
+from wsiseg.errors import UsageError
 from wsiseg.geometry import Grid, Size
 from wsiseg.slides.phantom import write_phantom
 
@@ -98,6 +100,42 @@ def test_incomplete_and_foreign_canvases_are_refused_and_the_rest_is_done(
     assert "2 of 3 failed" in result.output
     assert (out / "one.two.json").is_file()
     assert not (out / "b.json").exists()
+
+
+def test_a_damaged_canvas_is_refused(canvas: Canvas, tmp_path: Path) -> None:
+    chunk = canvas.path / "labels" / "c" / "0" / "0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:20])
+    result = export(canvas.path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "1 of its chunks are damaged" in result.output
+    chunk.unlink()
+    assert export(canvas.path, "--out", tmp_path / "out").exit_code == 1
+    assert not (tmp_path / "out" / "one.two.json").exists()
+    chunk.write_bytes(whole)
+    assert export(canvas.path, "--out", tmp_path / "out").exit_code == 0
+
+
+def test_outputs_of_two_canvases_are_not_mixed(
+    canvas: Canvas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(canvas.path, other / canvas.path.name)
+    twice = export(canvas.path, other / canvas.path.name, "--out", out)
+    assert isinstance(twice.exception, UsageError)
+    assert not out.exists()
+    assert export(canvas.path, "--out", out).exit_code == 0
+    theirs = Canvas.open(other / canvas.path.name, writable=True)
+    theirs.update_record(model={"name": "n", "sha256": "1"})
+    before = sidecar(out)
+    result = export(theirs.path, "--out", out, "--only", "overview")
+    assert result.exit_code == 1
+    assert "tells of another slide or model" in result.output
+    assert sidecar(out) == before
+    assert export(theirs.path, "--out", out).exit_code == 0
+    monkeypatch.chdir(canvas.path)
+    assert export(".", "--out", tmp_path / "here").exit_code == 0
+    assert (tmp_path / "here" / "one.two.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import torch
 from click.testing import CliRunner
 
 from wsiseg.cli.models import command
-from wsiseg.errors import CheckpointError, ConfigError, UsageError
+from wsiseg.errors import CheckpointError, ConfigError, OutputError, UsageError
 from wsiseg.models import zoo
+from wsiseg.models.card import add_to_card
 from wsiseg.models.checkpoint import load_model, save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.zoo import BUNDLED
@@ -132,6 +133,14 @@ def test_show_what_is_not_there(tmp_path: Path) -> None:
         result = CliRunner().invoke(command, ["show", name])
         assert isinstance(result.exception, CheckpointError)
         assert message in str(result.exception)
+
+
+def test_a_card_that_could_not_be_read_back_is_not_written(checkpoint: Path) -> None:
+    before = checkpoint.read_bytes()
+    for statement in ({"dataset": "GlaS"}, {"training_images": 85}, {"pretraining": {"mpp": "x"}}):
+        with pytest.raises(OutputError, match=f"card's {next(iter(statement))}"):
+            add_to_card(checkpoint, statement, out=checkpoint)
+    assert checkpoint.read_bytes() == before
 
 
 def test_card_sets_what_no_weight_depends_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -227,3 +228,18 @@ def test_two_processes_share_the_slides_of_one_folder(tmp_path: Path) -> None:
     assert names(out) == outputs_of(*stems)
     assert {r["status"] for r in rows(out).values()} == {"ok"}
     assert list(rows(out)) == stems
+
+
+def test_names_that_are_no_utf8_or_very_long_make_outputs(run: Run, tmp_path: Path) -> None:
+    folder, out = slides(tmp_path / "in", "a", "c"), tmp_path / "out"
+    (folder / "a.png").rename(folder / os.fsdecode(b"gr\xf6sse.png"))
+    (folder / "c.png").rename(folder / f"{'c' * 240}.png")
+    for _ in range(2):
+        code, text, err = run(*folder.iterdir(), "--out", out)
+        assert (code, err) == (0, "")
+    assert text.count("outputs are complete, skipped") == 2
+    found = rows(out)
+    assert sorted(stem[:9] for stem in found) == ["ccccccccc", "gr_udcf6s"]
+    assert all((out / f"{stem}.mask.ome.tif").is_file() for stem in found)
+    told = json.loads((out / "run.json").read_text())["runs"][0]["command"]["inputs"]
+    assert any("gr\\udcf6sse" in text for text in told)

@@ -161,6 +161,8 @@ def test_folders_without_images(tmp_path: Path) -> None:
         FolderDataset(tmp_path / "none", "all", CONFIG)
     with pytest.raises(DatasetError, match="no image matches"):
         FolderDataset(tmp_path, "all", CONFIG)
+    with pytest.raises(ConfigError, match="not a pattern"):
+        FolderDataset(tmp_path, "all", replace(CONFIG, images="a**.png/"))
     make(tmp_path, ("a",))
     with pytest.raises(DatasetError, match="does not hold the group"):
         FolderDataset(tmp_path, "all", CONFIG)

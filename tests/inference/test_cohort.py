@@ -1,5 +1,6 @@
 """Inputs to slides, their output names, and failures that stay with their slide."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from wsiseg.errors import LeaseLostError, SlideError, UsageError
 from wsiseg.inference.cohort import Outcome, Task, collect, run_tasks
+from wsiseg.names import LONGEST_STEM
 
 SUFFIXES = frozenset({".svs", ".tif", ".png"})
 
@@ -94,6 +96,29 @@ def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         collect([str(path)], suffixes=SUFFIXES)
+
+
+def test_inputs_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text('path\n"' + "a.svs\n" * 40_000)
+    with pytest.raises(UsageError, match="not a table"):
+        collect([str(table)], suffixes=SUFFIXES)
+    with pytest.raises(UsageError, match="~nobody-has-this-name"):
+        collect(["~nobody-has-this-name/a.svs"], suffixes=SUFFIXES)
+    with pytest.raises(UsageError, match="cannot be looked at"):
+        collect([str(tmp_path / ("a" * 300 + ".svs"))], suffixes=SUFFIXES)
+
+
+def test_stems_are_what_every_file_can_be_called(tmp_path: Path) -> None:
+    odd = [os.fsdecode(b"gr\xf6sse"), "a" * 230, "a" * 229 + "b", "gr\u00f6sse"]
+    touch(tmp_path, *(f"{name}.svs" for name in odd))
+    stems = {t.path.stem: t.stem for t in collect([str(tmp_path)], suffixes=SUFFIXES)}
+    assert stems[odd[3]] == odd[3]
+    assert len(set(stems.values())) == 4
+    for stem in stems.values():
+        assert len(stem.encode()) <= LONGEST_STEM
+        assert "\\" not in stem
+    assert stems[odd[0]].startswith("gr_udcf6sse-")
 
 
 def test_each_slide_once_and_shared_stems_get_a_digest(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from wsiseg.geometry import Point
 from wsiseg.models.checkpoint import load_extractor, load_model, read_card
 from wsiseg.models.diffusion import place_noise
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
+from wsiseg.models.registry import extractor_mapping
 from wsiseg.models.weights import import_weights
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -209,6 +211,18 @@ def test_another_noise_schedule_is_refused(files: Any) -> None:
     originals.write_ldm(ldm)
     with pytest.raises(CheckpointError, match="noise schedule is not scaled_linear"):
         import_weights(ldm, hipt, out=out)
+
+
+def test_another_scale_of_the_latents_is_refused_unless_read_off(files: Any) -> None:
+    originals, ldm, hipt, out = files
+    originals.state["scale_factor"] = torch.tensor(0.31)
+    originals.write_ldm(ldm)
+    import_weights(ldm, hipt, out=out)
+    read_off = json.loads(json.dumps(extractor_mapping(load_extractor(out, device="cpu"))))
+    assert read_off["first_stage"]["scale"] == pytest.approx(0.31)
+    read_off["first_stage"]["scale"] = 1.0
+    with pytest.raises(CheckpointError, match=r"scaled by 0\.31, not 1;"):
+        import_weights(ldm, hipt, out=out.with_name("other.safetensors"), arch=read_off)
 
 
 def test_moving_average_only_when_asked(files: Any) -> None:

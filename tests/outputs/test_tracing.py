@@ -13,6 +13,7 @@ import shapely
 from output_canvases import CLASSES, RECORD, UInt8, blobs
 
 from wsiseg.canvas import Canvas
+from wsiseg.errors import CanvasError
 from wsiseg.geometry import Box, Grid, Size
 from wsiseg.outputs.geojson import PolygonOptions, write_geojson
 from wsiseg.outputs.polygons import trace
@@ -97,5 +98,5 @@ def test_an_error_is_that_of_who_asks(tmp_path: Path) -> None:
         chunk.write_bytes(b"no chunk")
     with Tracing() as tracing:
         tracing.follow(canvas, OPTIONS, list(canvas.chunks()))
-        with pytest.raises(RuntimeError, match="Zstd"):
+        with pytest.raises(CanvasError, match="Zstd"):
             tracing.regions()

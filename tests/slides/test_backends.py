@@ -11,7 +11,9 @@ from PIL import Image
 
 from wsiseg.errors import ResolutionError, SlideError, SlideReadError, UsageError
 from wsiseg.geometry import Box
-from wsiseg.slides import open_slide
+from wsiseg.slides import backends, open_slide
+from wsiseg.slides.backends import file_digest
+from wsiseg.slides.tiffslide_backend import _level0
 
 
 def picture(height: int = 300, width: int = 400) -> np.ndarray:
@@ -191,3 +193,28 @@ def test_dicom(shared_data: Path, tmp_path: Path) -> None:
     with open_slide(copy) as slide:
         assert slide.size == (957, 715)
         assert slide.read(Box(0, 0, 5, 5), slide.grid(slide.mpp)).shape == (5, 5, 3)
+
+
+def test_the_digest_tells_images_apart_that_differ_in_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    for k, path in enumerate(paths):
+        image = np.zeros((1500, 1500, 3), np.uint8)
+        image[700:710] = k
+        tifffile.imwrite(path, image)
+    assert paths[0].stat().st_size == paths[1].stat().st_size > 4 << 20
+    assert file_digest(paths[0]) != file_digest(paths[1])
+    monkeypatch.setattr(backends, "_HASHED_WHOLE", 1 << 20)  # by samples, which meet here
+    assert file_digest(paths[0]) != file_digest(paths[1])
+    assert file_digest(paths[0]) == file_digest(paths[0])
+
+
+def test_tiffslide_is_asked_for_the_pixel_that_it_is_to_give() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        level0, level = int(rng.integers(2000, 60_000)), int(rng.integers(100, 2000))
+        downsample = level0 / level
+        for start in rng.integers(0, level, 20):
+            assert int(_level0(int(start), downsample) / downsample) == start
+    assert int(_level0(462, 16.0025) / 16.0025) == 462

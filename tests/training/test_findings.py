@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from test_borders import CLASSES, CNN, Touching
 
-from wsiseg.classes import Classes, TissueClass
+from wsiseg.classes import IGNORE, Classes, TissueClass
+from wsiseg.datasets.base import LabelledImage
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import ModelInfo
 from wsiseg.objects import ObjectsConfig
@@ -104,3 +105,34 @@ def test_evaluate_measures_objects_and_calibration(monkeypatch: pytest.MonkeyPat
     assert raw.object is not None
     assert raw.pixel["dice"] < 1
     assert raw.object["f1"] < 0.7
+
+
+class PartlyIgnored(Touching):
+    """An object of the truth lies where nothing is labelled."""
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        item = super().__getitem__(index)
+        assert item.instances is not None
+        mask = np.where(item.instances == 5, IGNORE, item.mask).astype(np.uint8)
+        return item._replace(mask=mask)
+
+
+def test_objects_of_the_truth_that_are_ignored_do_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build_segmenter(
+        ModelConfig(
+            extractor=CNN,
+            head={"name": "unet", "widths": [8] * 5},
+            classes=CLASSES,
+            window_px=32,
+            mpp=0.5,
+        )
+    )
+    truth = Touching()[0].mask == 1
+    perfect = Prediction(np.stack([~truth, truth]).astype(np.float32), None, None)
+    monkeypatch.setattr("wsiseg.training.evaluate.predict_item", lambda *_: perfect)
+    result = evaluate(model, PartlyIgnored(), indices=[0])
+    assert result.object is not None
+    assert result.object["f1"] == 1
+    assert result.object["hausdorff"] == 0

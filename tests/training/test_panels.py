@@ -5,7 +5,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.datasets.glas import GlaS
@@ -80,6 +80,24 @@ def test_pictures_of_all_sizes(size: tuple[int, int], tmp_path: Path) -> None:
         assert picture.mode == "RGB"
         assert picture.width <= panels.WIDTH_PX + 2 * panels.MARGIN
     assert [p.name for p in (tmp_path / "new").iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("width", [200, 1200])
+def test_names_have_room_in_pictures_of_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, str] = {}
+    shortened = panels._shortened
+
+    def noted(draw: ImageDraw.ImageDraw, text: str, size: int, room: float) -> str:
+        drawn[text] = shortened(draw, text, size, room)
+        return drawn[text]
+
+    monkeypatch.setattr(panels, "_shortened", noted)
+    truth = np.arange(width, dtype=np.uint8)[None].repeat(300, 0) % 3
+    draw_panel(np.full((300, width, 3), 200, np.uint8), truth, np.roll(truth, 1, axis=1), THREE)
+    for name in (*THREE.names, "One class for another", "Falsely marked"):
+        assert drawn[name] == name
 
 
 def test_an_image_without_labels_is_drawn() -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
@@ -12,7 +15,7 @@ from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.calibration import Reliability
 from wsiseg.training.evaluate import Evaluation
 from wsiseg.training.metrics import pixel_metrics
-from wsiseg.training.results import write_results
+from wsiseg.training.results import warn_of_training_images, write_results
 
 CLASSES = Classes((TissueClass("rest", (0, 0, 200), True), TissueClass("nuclei", (200, 0, 0))))
 
@@ -52,3 +55,17 @@ def test_calibration_stands_in_the_files_where_it_was_measured(tmp_path: Path) -
         report = (tmp_path / "report.html").read_text()
         assert ("Expected calibration error" in report) == (calibration is not None)
         assert ("Reliability diagram" in report) == (calibration is not None)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_images_that_a_model_or_what_it_came_from_learnt_are_told(depth: int) -> None:
+    data = {"name": "glas"}
+    card: dict[str, Any] = {"dataset": {"name": "glas"}, "training_images": ["a", "b"]}
+    for _ in range(depth):
+        card = {"dataset": {"name": "glas"}, "training_images": ["c"], "extractor": card}
+    with pytest.warns(UserWarning, match="1 of the 2 images were in the model's training"):
+        warn_of_training_images(card, data, ["b", "d"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_training_images(card, {"name": "bcss"}, ["b", "d"])
+        warn_of_training_images(card, data, ["d"])

@@ -16,6 +16,8 @@ from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.errors import ConfigError, UsageError
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import build_extractor
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.training.start import starting_point
 from wsiseg.training.train import TrainConfig, train
 
 EXTRACTOR = {
@@ -89,6 +91,24 @@ def test_a_trained_head_is_gone_on_with(tmp_path: Path) -> None:
     other = config("none", head={"name": "fcn", "widths": [16, 8, 8]})
     with pytest.raises(UsageError, match="other classes or widths"):
         train(other, Squares(), load_model(first, device="cpu"), out=tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"timesteps": [200]}, {"name": "cnn"}, {"name": "pathsegdiff", "taps": [0]}]
+)
+def test_with_its_head_a_model_keeps_its_extractor(asked: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = train(config("none"), Squares(), build_extractor(EXTRACTOR), out=tmp_path)
+    same = {"name": "pathsegdiff", "timesteps": [50]}
+    start = starting_point(config("none", extractor=same), str(first), with_head=True, device="cpu")
+    assert isinstance(start.model, Segmenter)
+    with pytest.raises(ConfigError, match="extractor"):
+        starting_point(config("none", extractor=asked), str(first), with_head=True, device="cpu")
+
+
+def test_an_extractor_is_a_mapping() -> None:
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        config("none", extractor="ddpm")
 
 
 def test_an_extractor_without_decoder_says_so() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +42,7 @@ def command(
 
     The files take their names from the canvas: slide.canvas gives slide.geojson and so on.
     """
-    from wsiseg.errors import WsisegError
+    from wsiseg.errors import UsageError, WsisegError
     from wsiseg.outputs.files import KINDS, OutputOptions
     from wsiseg.outputs.geojson import PolygonOptions
 
@@ -48,10 +50,14 @@ def command(
     given = {renamed.get(k, k): v for k, v in polygons.items() if v is not None}
     kinds = tuple(k.strip() for k in only.split(",")) if only is not None else KINDS
     options = OutputOptions(PolygonOptions(**given), compression, kinds)  # type: ignore[arg-type]
+    paths = [Path(os.path.realpath(path)) for path in canvases]
+    twice = [name for name, n in Counter(p.name.casefold() for p in paths).items() if n > 1]
+    if twice:
+        raise UsageError(f"two canvases are named {twice[0]}; export them to folders of their own")
     failed = 0
-    for path in canvases:
+    for path in paths:
         try:
-            _export(Path(path), out, options)
+            _export(path, out, options)
         except WsisegError as e:
             click.echo(f"wsiseg: error: {e}", err=True)
             failed += 1
@@ -69,6 +75,8 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
     canvas = Canvas.open(path)
     if "status" not in canvas.record:
         raise CanvasError(f"{path}: the canvas is incomplete; finish it with wsiseg predict")
+    if damaged := canvas.recheck():
+        raise CanvasError(f"{path}: {damaged} of its chunks are damaged; run wsiseg predict again")
     written = write_outputs(canvas, out, path.name.removesuffix(SUFFIX), options)
     polygons = written.polygons or {}
     if polygons.get("tolerance_raised"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from wsiseg.inference.cohort import Task
 from wsiseg.inference.job import PredictOptions
+from wsiseg.names import plain
 from wsiseg.outputs.files import OutputOptions
 from wsiseg.outputs.geojson import PolygonOptions
 from wsiseg.slides.slide import Slide, open_slide
@@ -81,4 +82,6 @@ class Settings:
 
     def as_record(self) -> dict[str, Any]:
         """The options as they were given, ready for JSON."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        words = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        words["inputs"] = [plain(text) for text in self.inputs]
+        return {k: plain(v) if isinstance(v, str) else v for k, v in words.items()}

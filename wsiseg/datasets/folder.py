@@ -189,7 +189,10 @@ def _find_part(config: FolderConfig, name: str) -> FolderPart:
 def _images(root: Path, part: FolderPart) -> list[Path]:
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; give the one that holds {part.images}")
-    paths = sorted(p for p in root.glob(part.images) if p.is_file())
+    try:
+        paths = sorted(p for p in root.glob(part.images) if p.is_file())
+    except (ValueError, NotImplementedError) as e:
+        raise ConfigError(f"images {part.images!r}: not a pattern ({e})") from e
     twice = [stem for stem, n in Counter(p.stem for p in paths).items() if n > 1]
     if twice:
         raise DatasetError(f"{root}: two images are named {twice[0]}; narrow {part.images!r}")

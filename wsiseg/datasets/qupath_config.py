@@ -45,7 +45,7 @@ class QuPathConfig:
 
     mpp: float = 0.5
     """Micrometres per pixel of the patches."""
-    patch_px: int = 768
+    patch_px: int = 1024
     """Side of the patches."""
     stride_px: int | None = None
     """From one patch to the next; none: patch_px, side by side."""

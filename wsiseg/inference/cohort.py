@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsiseg.errors import LeaseLostError, UsageError, WsisegError
+from wsiseg.names import usable_stem
 
 LISTS = (".txt", ".csv")
 OWN_OUTPUTS = (".mask.ome.tif", ".overview.png")
@@ -97,7 +98,13 @@ def collect(inputs: Sequence[str], *, suffixes: Collection[str]) -> list[Task]:
     """
     tasks: dict[Path, Task] = {}
     for text in inputs:
-        for task in _expand(text, suffixes):
+        try:
+            found = _expand(text, suffixes)
+        except OSError as e:
+            raise UsageError(f"{text}: cannot be looked at ({e.strerror or e})") from e
+        except RuntimeError as e:  # ~name of nobody
+            raise UsageError(f"{text}: {e}") from e
+        for task in found:
             tasks.setdefault(Path(os.path.realpath(task.path)), task)
     return _with_stems(list(tasks.values()))
 
@@ -190,6 +197,13 @@ def _text_list(path: Path) -> list[Task]:
 
 def _table(path: Path) -> list[Task]:
     reader = csv.DictReader(_lines(path))
+    try:
+        return _rows(path, reader)
+    except csv.Error as e:
+        raise UsageError(f"{path}, line {reader.line_num}: not a table ({e})") from e
+
+
+def _rows(path: Path, reader: csv.DictReader[str]) -> list[Task]:
     names = [(name or "").strip() for name in reader.fieldnames or ()]
     unknown = [name for name in names if name not in COLUMNS]
     if "path" not in names or unknown:
@@ -223,18 +237,23 @@ def _number(text: str | None, where: str) -> float | None:
 
 def _with_stems(tasks: list[Task]) -> list[Task]:
     """Tasks with output names; where slides share one, or it is reserved, with a digest."""
-    counts = Counter([*RESERVED, *RESERVED, *(_stem(task.path).casefold() for task in tasks)])
+    counts = Counter([*RESERVED, *RESERVED, *(_name(task.path) for task in tasks)])
     return [replace(t, stem=_unique_stem(t.path, counts)) for t in tasks]
 
 
 def _unique_stem(path: Path, counts: Counter[str]) -> str:
-    stem = _stem(path)
+    stem = usable_stem(_stem(path))
     if counts[stem.casefold()] == 1:
         return stem
     digest = hashlib.sha256(
         Path(os.path.realpath(path)).as_posix().encode(errors="surrogateescape")
     ).hexdigest()
     return f"{stem}-{digest[:8]}"
+
+
+def _name(path: Path) -> str:
+    """What two slides must not share, as some file systems know no cases."""
+    return usable_stem(_stem(path)).casefold()
 
 
 def _stem(path: Path) -> str:

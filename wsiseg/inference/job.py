@@ -29,7 +29,7 @@ class PredictOptions:
     """
 
     overlap_px: int = 256
-    """Pixels that neighbouring windows have in common, 0..window - 1. Where window - overlap is a
+    """Pixels that neighbouring windows have in common, 0 to 15/16. Where window - overlap is a
     multiple of the tile, windows share tiles and overlap costs next to nothing."""
     batch_size: int | None = None
     """Tiles encoded at a time; None takes 4 on a CPU and 64 on other devices, which compute them in
@@ -50,7 +50,8 @@ class PredictOptions:
     """Whether to average over the eight flips and quarter turns, at eight times the cost."""
     resume: bool = False
     """Whether to go on with a canvas that an interrupted run of the same work left, and to leave
-    one where this run is interrupted. The result is the same."""
+    one where this run is interrupted. On a CPU the result is the same; on a GPU
+    the last batch may be computed in another way, and differ by a rounding."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:

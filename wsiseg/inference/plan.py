@@ -26,6 +26,8 @@ from wsiseg.inference.contracts import TissueLike
 
 Ints = npt.NDArray[np.int64]
 BLOCK_COLUMNS = 16
+_STEPS = 16
+"""Steps from one window to the next that a window has at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,7 @@ def plan(
         tissue: where to look; None takes every window.
         window_px: side of a window, a multiple of `tile_px`.
         tile_px: side of a tile.
-        overlap_px: pixels that neighbouring windows have in common, 0..window_px - 1.
+        overlap_px: pixels that neighbouring windows have in common, 0 to 15/16 of them.
 
     Raises:
         UsageError: an overlap that cannot be.
@@ -118,10 +120,9 @@ def plan(
     """
     if tile_px < 1 or window_px < tile_px or window_px % tile_px:
         raise ModelError(f"the model's window of {window_px} px is no multiple of {tile_px} px")
-    if not 0 <= overlap_px < window_px:
-        raise UsageError(
-            f"overlap of {overlap_px} px: must be from 0 to {window_px - 1} px for this model"
-        )
+    most = window_px - max(1, window_px // _STEPS)
+    if not 0 <= overlap_px <= most:
+        raise UsageError(f"overlap of {overlap_px} px: must be from 0 to {most} px for this model")
     stride = window_px - overlap_px
     columns = axis_places(grid.size.width, window_px, stride)
     rows = axis_places(grid.size.height, window_px, stride)

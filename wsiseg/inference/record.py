@@ -15,13 +15,14 @@ from wsiseg import __version__
 from wsiseg.inference.contracts import SlideLike
 from wsiseg.inference.engine import Stopwatch
 from wsiseg.inference.features import Schedule
+from wsiseg.names import plain
 
 
 def slide_record(slide: SlideLike) -> dict[str, Any]:
     """A slide as plain data."""
     bounds = slide.bounds
     return {
-        "path": Path(slide.path).name,
+        "path": plain(Path(slide.path).name),
         "quickhash": slide.quickhash,
         "mpp": slide.mpp,
         "mpp_source": slide.mpp_source,

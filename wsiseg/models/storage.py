@@ -79,7 +79,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
         metadata: plain data; `format` is added.
 
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        OutputError: a card that could not be read back; the folder cannot be written or the disk
+            is full.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -90,6 +91,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
         raise OutputError(f"{path}: the card holds what JSON cannot ({e}); write it as text") from e
     if len(text.encode()) > MAX_METADATA:
         raise OutputError(f"{path}: the card is over {MAX_METADATA} bytes; shorten it")
+    if odd := _odd_in_card(metadata):
+        raise OutputError(f"{path}: not written: the card's {odd}")
     with staged(path, also=(SafetensorError,)) as (part,):
         save_file(_unshared(tensors), part, metadata={KEY: text})
         part.chmod(0o644)  # safetensors makes files that only their owner can read
@@ -216,19 +219,23 @@ def _check_depth(path: Path, metadata: Any) -> None:
 
 def _check_card(path: Path, metadata: Mapping[str, Any]) -> None:
     """Refuse a card whose parts that are read are not as written; the rest is for people."""
+    if _odd_in_card(metadata):
+        raise CheckpointError(f"{path}: a card that wsiseg did not write; fetch the file again")
+
+
+def _odd_in_card(metadata: Mapping[str, Any]) -> str:
+    """What is wrong with a part of the card that is read; empty if nothing is."""
     card = metadata.get("card")
     if not isinstance(card, dict):
-        return  # checked with the configuration
-    images, mpp = card.get("training_images", []), None
-    pretraining, dataset = card.get("pretraining", {}), card.get("dataset", {})
-    if isinstance(pretraining, dict):
-        mpp = pretraining.get("mpp")
-    if not (
-        all(isinstance(v, dict) for v in (pretraining, dataset))
-        and (isinstance(images, list) and all(isinstance(v, str) for v in images))
-        and (mpp is None or isinstance(mpp, int | float))
-    ):
-        raise CheckpointError(f"{path}: a card that wsiseg did not write; fetch the file again")
+        return ""  # checked with the configuration
+    for name in ("pretraining", "dataset"):
+        if not isinstance(card.get(name, {}), dict):
+            return f"{name} must be a mapping"
+    images = card.get("training_images", [])
+    if not isinstance(images, list) or not all(isinstance(v, str) for v in images):
+        return "training_images must be a list of names"
+    mpp = card.get("pretraining", {}).get("mpp")
+    return "" if mpp is None or isinstance(mpp, int | float) else "pretraining.mpp must be a number"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

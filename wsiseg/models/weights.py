@@ -7,6 +7,7 @@ tensor of either file must find its place and every place its tensor. Knows no h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def import_weights(
         arch if arch is not None else infer_config(denoiser, encoder, ldm, hipt), ldm
     )
     schedule = _check_schedule(denoiser, extractor.config.schedule, ldm)
+    _check_scale(denoiser, extractor.config.first_stage.scale, ldm)
     _place(extractor.encoder.net, encoder, hipt, "HIPT")
     _place_ldm(extractor, _averaged(denoiser, ldm) if ema else denoiser, ldm)
     card = {
@@ -196,6 +198,16 @@ def _check_schedule(denoiser: Mapping[str, Tensor], known: ScheduleConfig, path:
             f"{known.beta_end} in {known.steps} steps; give the right one with --arch FILE"
         )
     return "equal to the one in the file"
+
+
+def _check_scale(denoiser: Mapping[str, Tensor], known: float, path: Path) -> None:
+    """Refuse a file that states another scale of its latents."""
+    stored = denoiser.get("scale_factor")
+    if stored is not None and not math.isclose(float(stored), known, rel_tol=_TOLERANCE):
+        raise CheckpointError(
+            f"{path}: its latents are scaled by {float(stored):g}, not {known:g}; give "
+            "first_stage.scale with --arch FILE"
+        )
 
 
 def _averaged(denoiser: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

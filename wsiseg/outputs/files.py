@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
-from wsiseg.errors import UsageError
+from wsiseg.errors import OutputError, UsageError
 from wsiseg.outputs.geojson import PolygonOptions, write_geojson
 from wsiseg.outputs.overview import write_overview
 from wsiseg.outputs.polygons import Regions
@@ -92,7 +92,7 @@ def write_outputs(
     `staged`. `regions` gives those that were traced already with the same options, if they were.
 
     Raises:
-        OutputError: they cannot be written.
+        OutputError: they cannot be written, or some of another slide or model would stay.
     """
     options = options or OutputOptions()
     folder = Path(folder)
@@ -100,6 +100,12 @@ def write_outputs(
     kinds = [k for k in KINDS if k in options.kinds]
     finals = [folder / names[k] for k in (*kinds, "json")]
     old = _read_sidecar(finals[-1])
+    kept = _kept(folder, old, kinds)
+    if kept and _who(old) != _who(canvas.record):
+        raise OutputError(
+            f"{finals[-1]}: tells of another slide or model; choose another folder, or have all"
+            " files written anew"
+        )
     areas = class_areas(canvas)
     polygons: dict[str, Any] | None = None
     stale = [finals[-1]]  # while files are replaced, nothing is complete
@@ -114,7 +120,6 @@ def write_outputs(
             polygons = {"options": asdict(options.polygons), **asdict(report)}
         if "overview" in at:
             write_overview(at["overview"], canvas, areas=areas)
-        kept = _kept(folder, old, kinds)
         write_sidecar(
             at["json"],
             canvas,
@@ -135,6 +140,15 @@ def _kept(folder: Path, old: dict[str, Any], kinds: list[str]) -> dict[str, str]
         for k, f in files.items()
         if k in KINDS and k not in kinds and (folder / str(f)).is_file()
     }
+
+
+def _who(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Slide and model of a record or sidecar, as far as they are told."""
+    slide, model = record.get("slide"), record.get("model")
+    return (
+        slide.get("quickhash") if isinstance(slide, Mapping) else None,
+        model.get("sha256") if isinstance(model, Mapping) else None,
+    )
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:

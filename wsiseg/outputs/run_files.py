@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from wsiseg.atomic import staged
 from wsiseg.errors import OutputError
+from wsiseg.names import plain
 from wsiseg.outputs.run_folder import SUMMARY
 
 RUN = "run.json"
@@ -60,12 +61,12 @@ class Row:
     def cells(self) -> Cells:
         """As in the table."""
         return {
-            "path": _plain(str(self.path.absolute())),
-            "stem": _plain(self.stem),
+            "path": plain(str(self.path.absolute())),
+            "stem": plain(self.stem),
             "status": self.status,
             "seconds": "" if self.seconds is None else f"{self.seconds:.1f}",
             **{f"{AREA}{name}": f"{mm2:.6f}" for name, mm2 in self.areas_mm2.items()},
-            "error": _plain(" ".join(self.error.split())),
+            "error": plain(" ".join(self.error.split())),
         }
 
 
@@ -245,8 +246,3 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _plain(text: str) -> str:
-    """A text that UTF-8 can hold: names of files may have bytes that are none."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -53,15 +53,24 @@ def open_backend(path: Path, backend: str) -> Backend:
         ) from e
 
 
+_HASHED_WHOLE, _SAMPLES, _SAMPLE_BYTES = 64 << 20, 128, 64 << 10
+
+
 def file_digest(path: Path) -> str:
-    """sha256, as hex, of a file's size, first MiB and last MiB."""
+    """sha256, as hex, of a file's size and content; of one over 64 MiB, of `_SAMPLES` parts of it.
+
+    The parts are of 64 KiB and lie evenly from the first byte to the last.
+    """
     path = _slide_file(path)
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        digest.update(file.read(1 << 20))
-        file.seek(max(0, size - (1 << 20)))
-        digest.update(file.read(1 << 20))
+        if size <= _HASHED_WHOLE:
+            digest.update(file.read())
+            return digest.hexdigest()
+        for k in range(_SAMPLES):
+            file.seek((size - _SAMPLE_BYTES) * k // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 

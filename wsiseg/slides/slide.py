@@ -77,8 +77,8 @@ class Slide:
         level_downsamples: level-0 pixels per pixel of each level.
         properties: everything the file says of itself, as text.
         associated: sizes of label, macro and thumbnail images, by name.
-        quickhash: `openslide.quickhash-1` where there is one, else the sha256 of the file's size,
-            first MiB and last MiB, as hex.
+        quickhash: `openslide.quickhash-1` where there is one, else what `file_digest`
+            gives.
         objective_power: magnification of the objective, None where unknown.
     """
 

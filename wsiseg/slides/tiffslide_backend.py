@@ -71,7 +71,7 @@ class TiffSlideBackend:
     def read_level(self, level: int, box: Box) -> UInt8:
         """See `Backend.read_level`."""
         downsample = self.level_downsamples[level]
-        location = (math.ceil(box.x * downsample - 1e-6), math.ceil(box.y * downsample - 1e-6))
+        location = (_level0(box.x, downsample), _level0(box.y, downsample))
         try:
             with self._lock:
                 pixels = self._slide.read_region(
@@ -91,6 +91,14 @@ class TiffSlideBackend:
     def close(self) -> None:
         """Release the file."""
         self._slide.close()
+
+
+def _level0(start: int, downsample: float) -> int:
+    """The first pixel of level 0 that tiffslide, which rounds down, takes to a pixel of a level."""
+    place = math.ceil(start * downsample - 1e-6)
+    while int(place / downsample) < start:
+        place += 1
+    return place
 
 
 def _guard_decoders(slide: tiffslide.TiffSlide) -> None:

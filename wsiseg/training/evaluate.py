@@ -156,7 +156,7 @@ def _add(
         ignored = item.mask == IGNORE
         found = found_objects(predicted, prediction, info, mpp=mpp, ignored=ignored, raw=how.raw)
         found = without_small(found, round(how.min_object_um2 / mpp**2))
-        scores = object_scores(found, item.instances)
+        scores = object_scores(found, np.where(ignored, 0, item.instances))
         tally.objects.append(scores)
         row |= {
             "object_f1": scores.f1,

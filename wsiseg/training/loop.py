@@ -25,7 +25,7 @@ from wsiseg.training.curves import draw_curves
 from wsiseg.training.files import RunLog
 from wsiseg.training.processes import Processes
 
-_DAMAGE = (  # what reading a damaged state can raise
+DAMAGE = (  # what reading a damaged state can raise
     EOFError,
     LookupError,
     OSError,
@@ -34,6 +34,7 @@ _DAMAGE = (  # what reading a damaged state can raise
     ValueError,
     pickle.UnpicklingError,
 )
+_OTHER_STREAM = 0x5DEECE66
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def resume_step(path: Path) -> tuple[int, dict[str, Any] | None]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return int(state["step"]), state
-    except _DAMAGE as e:
+    except DAMAGE as e:
         raise CheckpointError(
             f"{path}: not a readable training state; remove the run and start again"
         ) from e
@@ -263,7 +264,7 @@ def _gradients(
     seed, process = seeds
     own = seed * 1_000_003 + step + process * 2_000_000_011  # the CPU's generator takes 32 bits
     generator = torch.Generator().manual_seed(own)
-    torch.manual_seed(own + (1 << 50))  # dropout and what else draws from the global generator
+    torch.manual_seed(own ^ _OTHER_STREAM)  # dropout and what else draws from the global generator
     device = next(task.module.parameters()).device.type
     values: dict[str, float] = {}
     for parameter in task.parameters():

@@ -22,6 +22,8 @@ Float32 = npt.NDArray[np.float32]
 
 WIDTH_PX = 1600
 """Width of the picture, about."""
+NARROW_PX = 900
+"""Width below which the keys of classes and errors have no room side by side."""
 SMALLEST_PX = 440
 """Long side to which small images are enlarged."""
 LARGEST_HEIGHT_PX = 1000
@@ -260,7 +262,9 @@ def _error_keys(truth: UInt8, predicted: UInt8, classes: Classes) -> list[Key]:
 
 
 def _legend(groups: list[list[Key]], width: int) -> Image.Image:
-    """The groups of keys side by side, each in one column."""
+    """The groups of keys side by side, each in one column; in a narrow picture in one for all."""
+    if width < NARROW_PX:
+        groups = [[key for keys in groups for key in keys]]
     rows = max(len(keys) for keys in groups)
     legend = Image.new("RGB", (width, max(1, rows) * ROW), PAPER)
     draw = ImageDraw.Draw(legend)

@@ -30,11 +30,19 @@ from wsiseg.training.report import Pictures, write_report
 def warn_of_training_images(
     card: Mapping[str, Any], dataset: Mapping[str, Any], names: Sequence[str]
 ) -> None:
-    """Warn where images of a data set are among those that the model's card says it learnt from."""
-    own = card.get("dataset", {})
-    if any(own.get(key) != value for key, value in dataset.items()):
-        return
-    seen = set(card.get("training_images", ())) & set(names)
+    """Warn where images of a data set are among those that the model's card says it learnt from.
+
+    The cards of what it was trained from lie inside its own.
+    """
+    learnt: set[str] = set()
+    about: Any = card
+    while isinstance(about, Mapping):
+        own, images = about.get("dataset"), about.get("training_images")
+        fits = isinstance(own, Mapping) and all(own.get(k) == v for k, v in dataset.items())
+        if fits and isinstance(images, list):
+            learnt.update(str(name) for name in images)
+        about = about.get("extractor")
+    seen = learnt & set(names)
     if seen:
         warnings.warn(
             f"{len(seen)} of the {len(names)} images were in the model's training: these numbers "

@@ -70,7 +70,7 @@ def starting_point(
         ConfigError: an extractor that is not the one of the file.
         CheckpointError, ModelError: the file or the device cannot be used.
     """
-    named = isinstance(config.extractor, Mapping) and "name" in config.extractor
+    named = "name" in config.extractor
     if given is None and (with_head or not named):
         given = DEFAULT
         if with_head:
@@ -80,7 +80,7 @@ def starting_point(
         model, initial = _new(config, device)
         return Start(model, replace(config, mpp=mpp), {"initial": initial})
     if with_head:
-        start: FeatureExtractor | Segmenter = load_model(given, device=device)
+        start: FeatureExtractor | Segmenter = _with_head(config, given, device)
     elif named:
         start = _as_named(config.extractor, given, device)
     else:
@@ -125,6 +125,22 @@ def _new(config: TrainConfig, device: str) -> tuple[FeatureExtractor, str]:
             "give --extractor FILE, or set trainable: all or initial: imagenet"
         )
     return extractor.eval().to(pick_device(device)), initial
+
+
+def _with_head(config: TrainConfig, given: str, device: str) -> Segmenter:
+    """The given model as it is; a configuration that asks for another extractor is refused."""
+    model = load_model(given, device=device)
+    own = extractor_mapping(model.extractor)
+    if config.extractor.get("name", own["name"]) != own["name"]:
+        raise ConfigError(f"{given}: holds the extractor {own['name']}, not that of the run")
+    wanted = resolve({**own, **config.extractor}, EXTRACTORS, "extractor")
+    changed = [key for key in wanted if wanted[key] != own[key]]
+    if changed:
+        raise ConfigError(
+            f"extractor.{changed[0]}: with --with-head the extractor stays that of {given}, which "
+            f"has {own[changed[0]]}; leave it out, or --with-head"
+        )
+    return model
 
 
 def _as_named(config: Mapping[str, Any], given: str, device: str) -> FeatureExtractor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,6 +95,10 @@ class TrainConfig:
     """Terms of the weights; empty = the data's and the extractor's, as far as they are known."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.extractor, Mapping):
+            raise ConfigError(
+                f"extractor {self.extractor!r}: must be a mapping, such as extractor.name=cnn"
+            )
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"validation_share {self.validation_share}: must be 0 to below 1")
         for name in ("validate_every", "patience", "limit", "seed"):
