@@ -46,6 +46,7 @@ COMMANDS = {
     "reading": Command(
         "reading_row.py", "--side 3072 --windows 16 --repeats 2", "--side 12288 --windows 256"
     ),
+    "openvino": Command("runtimes.py", "--repeats 1", "--model glas-small"),
     "memory": Command(
         "memory.py", "--size 5120 5120 --size 5120 10240", "--size 50000 12500 --size 50000 25000"
     ),
