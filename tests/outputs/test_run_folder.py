@@ -99,3 +99,8 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     for folder, text in ((tmp_path, "no outputs"), (tmp_path / "no", "cannot be listed")):
         with pytest.raises(UsageError, match=text):
             read_run(folder)
+
+
+def test_hidden_files_are_no_results(out: Path) -> None:
+    (out / "._s.json").write_bytes(b"\0\5\26\7")  # as a Mac leaves them on other disks
+    assert [r.status for r in read_run(out)] == ["ok"]

@@ -48,8 +48,8 @@ def test_ome_xml_states_the_pixel_size(size: str, unit: str | None, mpp: float) 
     assert resolve("s", broken | TAGS, vendor="generic-tiff", option=None).mpp == 0.5
 
 
-@pytest.mark.parametrize("dpi", [72, 96])
-def test_screen_resolutions_are_no_scale(dpi: int) -> None:
+@pytest.mark.parametrize("dpi", [72, 96, 300, 600])
+def test_resolutions_of_screen_and_print_are_no_scale(dpi: int) -> None:
     tags = {
         "tiff.XResolution": str(dpi),
         "tiff.YResolution": str(dpi),

@@ -178,6 +178,26 @@ def test_mask_files(phantom: Path, tmp_path: Path) -> None:
             find_tissue(slide, tmp_path / "none.png")
 
 
+@pytest.mark.parametrize("kind", ["white palette", "black palette", "probabilities", "16 bit"])
+def test_masks_of_any_kind_say_where_the_tissue_is(tmp_path: Path, kind: str) -> None:
+    wanted = np.zeros((30, 40), bool)
+    wanted[5:15, 10:30] = True
+    path = tmp_path / "mask.tif"
+    if kind.endswith("palette"):
+        image = Image.fromarray(wanted.astype(np.uint8) ^ (kind == "black palette"))
+        image = image.convert("P")
+        first = (255, 255, 255)
+        image.putpalette([*first, *((200, 0, 0) if kind == "white palette" else (0, 0, 0))])
+    else:
+        dtype = np.float32 if kind == "probabilities" else np.uint16
+        image = Image.fromarray(wanted.astype(dtype) * dtype(0.4 if dtype == np.float32 else 300))
+    image.save(path)
+    Image.new("RGB", (400, 300), (230, 200, 220)).save(tmp_path / "slide.png")
+    with open_slide(tmp_path / "slide.png", mpp=0.5) as slide:
+        found = find_tissue(slide, path)
+    assert np.array_equal(found.mask, wanted)
+
+
 def test_real_slides(shared_data: Path) -> None:
     folder = shared_data / "slides"
     for name, mpp, low, high in (

@@ -6,12 +6,14 @@ labels at the resolution wanted; where nothing is annotated, 255. The frame is t
 that `wsiseg predict` writes and of QuPath, so a prediction corrected in QuPath comes back to the
 same pixels.
 
-Where annotations lie on one another the smaller is on top, as in QuPath; of equal ones the later
-in the file. A pixel is in an annotation where its centre is (see `wsiseg.datasets.rasterise`).
+Where annotations lie on one another the smaller is on top, as in QuPath, one of many parts as large
+as all of them; of equal ones the later in the file. A pixel is in an annotation where its centre is
+(see `wsiseg.datasets.rasterise`).
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,9 @@ from wsiseg.errors import DatasetError, ResolutionError
 from wsiseg.geometry import Box, Grid
 from wsiseg.slides.slide import Slide, open_slide
 
+COARSE = 1.5
+"""How much larger than wanted pixels may be before it is warned of."""
+
 
 class _Shape(NamedTuple):
     """One polygon on a slide's grid.
@@ -36,7 +41,8 @@ class _Shape(NamedTuple):
         value: label of its pixels.
         edges: see `edges_of`.
         box: the pixels that it can touch.
-        order: shapes are painted in the order of this.
+        order: shapes are painted in the order of this: regions and what has no class first, then
+            those of larger annotations before those of smaller ones.
     """
 
     value: int
@@ -46,8 +52,17 @@ class _Shape(NamedTuple):
 
 
 class _Patch(NamedTuple):
+    """A patch.
+
+    Attributes:
+        slide: number of its slide.
+        box: on the slide's grid.
+        shapes: numbers of the polygons that may lie in it, in the order in which they are painted.
+    """
+
     slide: int
     box: Box
+    shapes: tuple[int, ...]
 
 
 class QuPathDataset(LabelledDataset):
@@ -96,14 +111,14 @@ class QuPathDataset(LabelledDataset):
         )
 
     def __getitem__(self, index: int) -> LabelledImage:
-        i, box = self._patches[index]
+        i, box, _ = self._patches[index]
         with self._open(self.slides[i]) as slide:
             image = slide.read(box, self._grids[i])
         return LabelledImage(self.names[index], image, self.mask(index), self.groups[index])
 
     def mask(self, index: int) -> UInt8:
         """(patch_px, patch_px) mask of a patch, without reading the slide."""
-        return self._paint(*self._patches[index])
+        return self._paint(self._patches[index])
 
     @property
     def files(self) -> tuple[int, ...]:
@@ -121,27 +136,40 @@ class QuPathDataset(LabelledDataset):
 
     def _grid(self, item: AnnotatedSlide) -> Grid:
         with self._open(item) as slide:
+            for text in slide.warnings:
+                warnings.warn(f"{item.slide}: {text}", stacklevel=2)
+            if slide.mpp > COARSE * self.mpp:
+                warnings.warn(
+                    f"{item.slide}: its pixels of {slide.mpp:g} um are enlarged to the {self.mpp:g}"
+                    " um of the option mpp",
+                    stacklevel=2,
+                )
             return slide.grid(self.mpp)
 
     def _lay(self, i: int) -> list[_Patch]:
         """The patches of a slide with enough labelled pixels, row by row."""
         side, stride = self.config.patch_px, self.config.stride_px or self.config.patch_px
         columns, rows = (max(0, -(-(n - side) // stride)) + 1 for n in self._grids[i].size)
-        places: set[tuple[int, int]] = set()
-        for shape in self._shapes[i]:
-            if shape.value != IGNORE:
-                xs = _cells(shape.box.x, shape.box.right, side, stride)
-                ys = _cells(shape.box.y, shape.box.bottom, side, stride)
-                places |= {(y, x) for y in ys if y < rows for x in xs if x < columns}
-        boxes = [Box(x * stride, y * stride, side, side) for y, x in sorted(places)]
+        places: dict[tuple[int, int], list[int]] = {}
+        for number, shape in enumerate(self._shapes[i]):
+            xs = _cells(shape.box.x, shape.box.right, side, stride)
+            ys = _cells(shape.box.y, shape.box.bottom, side, stride)
+            for y in range(ys.start, min(ys.stop, rows)):
+                for x in range(xs.start, min(xs.stop, columns)):
+                    places.setdefault((y, x), []).append(number)
+        patches = [
+            _Patch(i, Box(x * stride, y * stride, side, side), tuple(places[y, x]))
+            for y, x in sorted(places)
+        ]
         least = max(1.0, self.config.min_labelled * side * side)
-        return [_Patch(i, b) for b in boxes if np.sum(self._paint(i, b) != IGNORE) >= least]
+        return [p for p in patches if np.sum(self._paint(p) != IGNORE) >= least]
 
-    def _paint(self, i: int, box: Box) -> UInt8:
-        """(h, w) labels of a box of a slide's grid."""
+    def _paint(self, patch: _Patch) -> UInt8:
+        """(h, w) labels of a patch."""
+        box = patch.box
         mask = np.full((box.height, box.width), IGNORE, np.uint8)
-        seen = box.intersection(self._grids[i].box)
-        for shape in self._shapes[i]:
+        seen = box.intersection(self._grids[patch.slide].box)
+        for shape in (self._shapes[patch.slide][k] for k in patch.shapes):
             part = shape.box.intersection(seen)
             if not part.is_empty():
                 place = Box(part.x - box.x, part.y - box.y, part.width, part.height)
@@ -162,24 +190,31 @@ def _shapes(
     shapes = []
     for annotation in slide.annotations:
         region = is_region(config, annotation)
-        value = labels.get(annotation.class_name, IGNORE)  # not named: ends in '*'
+        value = labels.get(annotation.class_name, IGNORE)  # not named: ends in '*', or no class
         if region:
             if config.background is None:
                 continue
             value = classes.names.index(config.background)
         for rings in annotation.polygons:
             _check_place(slide, grid, annotation, rings)
-            shapes.append(_shape(rings, grid, value, region))
+        below = region or not annotation.class_name
+        order = (not below, -sum(_net_area(rings) for rings in annotation.polygons))
+        shapes += [_shape(rings, grid, value, order) for rings in annotation.polygons]
     return sorted(shapes, key=lambda s: s.order)
 
 
-def _shape(rings: Rings, grid: Grid, value: int, region: bool) -> _Shape:
-    """A polygon on a grid: regions are painted first, then the larger before the smaller."""
+def _shape(rings: Rings, grid: Grid, value: int, order: tuple[bool, float]) -> _Shape:
+    """A polygon on a grid."""
     scaled = [ring / np.asarray(grid.downsample) for ring in rings]
     low, high = np.floor(scaled[0].min(0)).astype(int), np.ceil(scaled[0].max(0)).astype(int)
     box = Box(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
-    areas = [_area(ring) for ring in scaled]
-    return _Shape(value, edges_of(scaled), box, (not region, -(areas[0] - sum(areas[1:]))))
+    return _Shape(value, edges_of(scaled), box, order)
+
+
+def _net_area(rings: Rings) -> float:
+    """Area of a polygon without its holes."""
+    areas = [_area(ring) for ring in rings]
+    return areas[0] - sum(areas[1:])
 
 
 def _area(ring: npt.NDArray[np.float64]) -> float:

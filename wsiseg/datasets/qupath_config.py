@@ -107,7 +107,7 @@ def classes_of(config: QuPathConfig, files: Sequence[tuple[Path, Sequence[Annota
     for path, items in files:
         for a in items:
             ignored = a.class_name in config.ignore or a.class_name.endswith("*")
-            if not ignored and not is_region(config, a):
+            if a.class_name and not ignored and not is_region(config, a):
                 first, colour = found.get(a.class_name, (path, None))
                 found[a.class_name] = (first, colour or a.colour)
     if not config.classes:

@@ -29,7 +29,8 @@ class AnnotatedSlide(NamedTuple):
         stem: name of the slide without suffix.
         slide: its file.
         geojson: the file of its annotations.
-        annotations: those of the object types wanted that have an area and a class.
+        annotations: those of the object types wanted that have an area and a class, and where a
+            background is wanted annotations without a class.
     """
 
     stem: str
@@ -94,7 +95,10 @@ def _slide_of(geojson: Path, slides: list[Path]) -> Path:
 
 
 def _chosen(geojson: Path, config: QuPathConfig) -> list[Annotation]:
-    """The annotations of a file that can be painted; one warning for those that cannot."""
+    """The annotations of a file that can be painted; one warning for those that cannot.
+
+    Inside a region what is outlined without a class is no background, so it is kept as unlabelled.
+    """
     found = [a for a in read_annotations(geojson) if a.kind in config.objects]
     chosen = [a for a in found if a.polygons and (a.class_name or is_region(config, a))]
     if not found:
@@ -105,7 +109,10 @@ def _chosen(geojson: Path, config: QuPathConfig) -> list[Annotation]:
             "no area and are left out",
             stacklevel=2,
         )
-    return chosen
+    if not chosen or config.background is None:
+        return chosen
+    blank = [a for a in found if a.polygons and not a.class_name and a.kind == "annotation"]
+    return chosen + [a for a in blank if not is_region(config, a)]
 
 
 def part_of(

@@ -7,13 +7,18 @@
  *
  *     QuPath script --project=my/project.qpproj --args=my/masks import_wsiseg.groovy
  *
- * Objects of an earlier import are replaced; all other objects stay as they are.
+ * Objects of an earlier prediction are replaced; all other objects stay as they are. An image that
+ * holds objects of the very file already is left alone, as they may have been corrected since; to
+ * take them from the file again, give "replace" as the second argument, or set replaceAll below to true.
  */
 
+import groovy.json.JsonSlurper
 import java.util.zip.GZIPInputStream
 import qupath.lib.common.GeneralTools
 import qupath.lib.io.PathIO
 import qupath.lib.scripting.QP
+
+replaceAll = false
 
 /** The folder with the results: the first argument, else asked for; null when cancelled. */
 def chooseFolder(List arguments) {
@@ -27,12 +32,12 @@ def chooseFolder(List arguments) {
     }
 }
 
-/** Names under which results of an image may lie: as it is, and without one or two extensions. */
+/** Names under which results of an image may lie: as it is, and without .svs or .ome.tif. */
 def stems(Collection names) {
     def found = new LinkedHashSet()
     for (name in names.findAll { it != null }) {
         def bare = name.replaceFirst(/\.[^.\s]+$/, "")
-        found << name << bare << bare.replaceFirst(/\.[^.\s]+$/, "") << GeneralTools.stripExtension(name)
+        found << name << bare << bare.replaceFirst(/(?i)\.ome$/, "") << GeneralTools.stripExtension(name)
     }
     return found
 }
@@ -59,17 +64,36 @@ def isOurs(object) {
     return data.keySet().any { it.toString().startsWith("wsiseg.") }
 }
 
-/** Replace what was imported into a hierarchy earlier by the objects of a file. */
-def importFile(hierarchy, File file) {
+/** Whether the record beside a file tells of a slide of another size than the image. */
+def isOfAnother(server, File file) {
+    def record = new File(file.parentFile, file.name.replaceFirst(/\.geojson(\.gz)?$/, ".json"))
+    if (!record.isFile())
+        return false
+    def size = new JsonSlurper().parse(record)?.mask?.level0_size
+    return size != null && (size[0] != server.getWidth() || size[1] != server.getHeight())
+}
+
+/** Replace what was imported into an image earlier by the objects of a file; whether it was done. */
+def importFile(imageData, File file) {
+    def hierarchy = imageData.getHierarchy()
+    if (isOfAnother(imageData.getServer(), file)) {
+        println "${file.name}: is of a slide of another size, not imported"
+        return false
+    }
     def objects = file.withInputStream { stream ->
         PathIO.readObjectsFromGeoJSON(file.name.endsWith(".gz") ? new GZIPInputStream(stream) : stream)
     }
     def ids = objects.collect { it.getId() } as Set
+    if (!replaceAll && hierarchy.getAnnotationObjects().any { it.getId() in ids }) {
+        println "${file.name}: is imported already, left as it is (argument replace: take it again)"
+        return false
+    }
     def old = hierarchy.getAnnotationObjects().findAll { isOurs(it) || it.getId() in ids }
     hierarchy.removeObjects(old, true)
     hierarchy.addObjects(objects)
     hierarchy.fireHierarchyChangedEvent(this)
     println "${file.name}: ${objects.size()} objects (${old.size()} of an earlier import replaced)"
+    return true
 }
 
 def arguments = []
@@ -78,6 +102,7 @@ try {
 } catch (MissingPropertyException ignored) {
     // run from the script editor
 }
+replaceAll = replaceAll || (arguments.size() > 1 && arguments[1].toString() == "replace")
 def folder = chooseFolder(arguments)
 if (folder == null)
     return
@@ -98,7 +123,7 @@ if (project == null) {
     if (file == null)
         println "No .geojson for ${server.getMetadata().getName()} in ${folder}"
     else
-        importFile(openImage.getHierarchy(), file)
+        importFile(openImage, file)
     return
 }
 
@@ -112,8 +137,8 @@ for (entry in project.getImageList()) {
     }
     def isOpen = openEntry != null && entry.getID() == openEntry.getID()
     def imageData = isOpen ? openImage : entry.readImageData()
-    importFile(imageData.getHierarchy(), file)
-    entry.saveImageData(imageData)
+    if (importFile(imageData, file))
+        entry.saveImageData(imageData)
     if (!isOpen)
         imageData.getServer().close()
 }

@@ -88,7 +88,8 @@ def read_run(folder: str | Path) -> list[SlideResult]:
         raise UsageError(
             f"{folder}: cannot be listed ({e.strerror}); give a folder of outputs"
         ) from e
-    found = {r.stem: r for n in names if n.endswith(".json") if (r := _read(folder, n))}
+    sidecars = [n for n in names if n.endswith(".json") and not n.startswith(".")]
+    found = {r.stem: r for n in sidecars if (r := _read(folder, n))}
     for result in (*_from_summary(folder / SUMMARY), *_from_canvases(names)):
         found.setdefault(result.stem, result)
     if not found:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from wsiseg.errors import ResolutionError
 
 _UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
-_PLAUSIBLE_UM = (0.05, 100.0)
+_PLAUSIBLE_UM = (0.05, 10.0)
 _UM_PER_OME_UNIT = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _TAG_VENDORS = ("generic-tiff", "image")
 
@@ -37,8 +37,8 @@ def resolve(
 
     The first of these that is there: the caller's `option`; the properties `openslide.mpp-x/y` or
     `tiffslide.mpp-x/y`, or the physical pixel size of an OME-TIFF; TIFF resolution tags in inch or
-    cm between 0.05 and 100 um per pixel (the 72 and 96 dpi that many programs write are no physical
-    scale); 10 um / objective power, with a warning.
+    cm between 0.05 and 10 um per pixel (the 72 to 600 dpi that many programs write are of print, no
+    physical scale); 10 um / objective power, with a warning.
 
     Raises:
         ResolutionError: the option is out of range, nothing is known, or x and y differ by more

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from scipy import ndimage
 
 from wsiseg.errors import SlideError
@@ -92,7 +93,8 @@ def find_tissue(slide: Slide, mode: str | Path = "auto") -> TissueMask:
     Args:
         slide: an open slide.
         mode: "auto" detects it (see `detect`); "none" takes everything as tissue; anything else is
-            an image file of the whole frame in which every pixel that is not black is tissue.
+            an image file of the whole frame in which every pixel that is not black is tissue; of
+            label images whose palette has no black, every pixel that is not 0.
 
     Returns:
         A mask; with "auto" it is all False where there is no tissue.
@@ -253,13 +255,24 @@ def _otsu(values: npt.NDArray[np.floating]) -> float:
     return float(edges[int(spread.argmax()) + 1])
 
 
+def _marked(image: Image.Image) -> Bool:
+    """(h, w) bool: what is not black; of a palette image without black, what is not entry 0, as in
+    the masks of `wsiseg predict` and other label images."""
+    if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;"):
+        return np.asarray(np.asarray(image) != 0, np.bool_)
+    marked: Bool = np.asarray(np.asarray(image.convert("RGB")).any(axis=-1), np.bool_)
+    if image.mode == "P" and marked.all():
+        marked = np.asarray(np.asarray(image) > 0, np.bool_)
+    if image.mode in ("RGBA", "LA", "PA"):
+        marked &= np.asarray(image.getchannel("A")) > 0
+    return marked
+
+
 def _from_file(path: Path, slide_size: Size) -> Bool:
     """(h, w) bool from a mask file; see `find_tissue`."""
     try:
         with open_image(path) as image:
-            grey = np.array(image.convert("L")) > 0
-            if image.mode in ("RGBA", "LA", "PA"):
-                grey &= np.asarray(image.getchannel("A")) > 0
+            grey = _marked(image)
     except FileNotFoundError as e:
         raise SlideError(f"{path}: no such tissue mask; check --tissue") from e
     except ImageFileError as e:
