@@ -101,7 +101,7 @@ def extractor_of(config: TrainConfig, path: Path) -> dict[str, Any]:
         base = MODELS["pathsegdiff-brca"].extractor
         if path.parent.name == "small":
             base = _pretrained("small/pathsegdiff")
-        elif path.stem.startswith("glas-small-") or path.stem == "annotations":
+        elif path.stem.startswith(("glas-small-", "luad-small", "annotations")):
             base = _pretrained("glas-small")
         assert base is not None
         return with_options({"name": "pathsegdiff", **base}, own)

@@ -26,7 +26,7 @@ from wsiseg.cli.predict import command
 from wsiseg.cli.predict_engine import devices
 from wsiseg.cli.predict_known import first_files
 from wsiseg.cli.predict_settings import Settings
-from wsiseg.errors import CheckpointError, DeviceMemoryError, WsisegError
+from wsiseg.errors import CheckpointError, DeviceMemoryError, UsageError, WsisegError
 from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome, Task
 
 
@@ -146,7 +146,7 @@ def test_a_worker_tells_what_it_cannot_set_up(
     crew_local.serve(pipe, orders, "cpu", None)
     assert [str(error)[:28] for error in told] == ["model 'nosuch' is not known;"]
     error = run_slide(orders, Job(task("a")), None)
-    assert isinstance(error, CheckpointError)
+    assert isinstance(error, UsageError)
     assert str(error).endswith(f" (on {socket.gethostname()})")
     error = run_slide(replace(orders, version="0.0.1"), Job(task("a")), None)
     assert "not 0.0.1; install the same everywhere" in str(error)

@@ -116,6 +116,23 @@ def test_a_damaged_canvas_is_refused(canvas: Canvas, tmp_path: Path) -> None:
     assert export(canvas.path, "--out", tmp_path / "out").exit_code == 0
 
 
+def test_one_geojson_stays(canvas: Canvas, tmp_path: Path) -> None:
+    for gzip in ((), ("--gzip",), ()):
+        assert export(canvas.path, "--out", tmp_path / "out", *gzip).exit_code == 0
+        found = [p.name for p in (tmp_path / "out").glob("*.geojson*")]
+        assert found == ["one.two.geojson" + ".gz" * bool(gzip)]
+
+
+def test_what_is_given_up_is_said(canvas: Canvas, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="zstd masks do not open"):
+        result = export(
+            canvas.path, "--out", tmp_path, "--max-vertices", 3, "--compression", "zstd"
+        )
+    assert "still over --max-vertices" in result.output
+    for path in (tmp_path, tmp_path / "one.two.geojson"):
+        assert "give the STEM.canvas folders" in export(path, "--out", tmp_path).output
+
+
 def test_outputs_of_two_canvases_are_not_mixed(
     canvas: Canvas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +157,13 @@ def test_outputs_of_two_canvases_are_not_mixed(
 
 @pytest.mark.parametrize(
     "bad",
-    [["--only", "masks"], ["--min-area", "-1"], ["--compression", "jpeg"], ["--tolerance", "x"]],
+    [
+        ["--only", "masks"],
+        ["--only", ","],
+        ["--min-area", "-1"],
+        ["--compression", "jpeg"],
+        ["--tolerance", "x"],
+    ],
 )
 def test_bad_requests_are_usage_errors(canvas: Canvas, tmp_path: Path, bad: list[str]) -> None:
     done = subprocess.run(

@@ -15,6 +15,7 @@ from wsiseg.models import zoo
 from wsiseg.models.card import add_to_card
 from wsiseg.models.checkpoint import load_model, save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter
+from wsiseg.models.storage import sha256_of
 from wsiseg.models.zoo import BUNDLED
 
 COUNTS = {
@@ -128,10 +129,11 @@ def test_show_a_file(checkpoint: Path) -> None:
 def test_show_what_is_not_there(tmp_path: Path) -> None:
     for name, message in (
         ("resnet", "'resnet' is not known; use glas-small"),
+        ("glas-smal", "'glas-smal' is not known; did you mean glas-small?"),
         (str(tmp_path / "x.safetensors"), "there is no such file"),
     ):
         result = CliRunner().invoke(command, ["show", name])
-        assert isinstance(result.exception, CheckpointError)
+        assert isinstance(result.exception, CheckpointError | UsageError)
         assert message in str(result.exception)
 
 
@@ -168,6 +170,8 @@ def test_card_sets_what_no_weight_depends_on(tmp_path: Path) -> None:
                 "seeds": [0],
                 "dataset": {"name": "glas"},
                 "split": "testA",
+                "fold": None,
+                "sha256": sha256_of(path),
             }
         )
     )
@@ -183,6 +187,41 @@ def test_card_sets_what_no_weight_depends_on(tmp_path: Path) -> None:
         ("mpp=1", "only objects and temperature"),
         ("temperature=0", "above 0"),
     ):
-        refused = CliRunner().invoke(command, [*words, "--set", setting])
+        refused = CliRunner().invoke(
+            command, ["card", str(path), "--set", setting, "--out", str(path)]
+        )
         assert isinstance(refused.exception, UsageError | ConfigError)
         assert message in str(refused.exception)
+
+
+def test_numbers_belong_to_the_file_that_they_were_measured_with(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    report = {
+        "pixel": {"accuracy": 0.5, "dice": 0.25, "miou": 0.125},
+        "images": 7,
+        "tta": False,
+        "seeds": [0],
+        "dataset": {"name": "glas"},
+        "split": "train",
+        "fold": "1/3",
+        "sha256": sha256_of(checkpoint),
+    }
+    path, out = tmp_path / "metrics.json", tmp_path / "new.safetensors"
+    path.write_text(json.dumps(report))
+    output("card", str(checkpoint), "--metrics", str(path), "--out", str(out))
+    about = json.loads(output("show", str(out), "--json"))
+    assert list(about["card"]["metrics"]) == ["glas train, fold 1/3"]
+    other = CliRunner().invoke(command, ["card", str(out), "--metrics", str(path), "--out", "x"])
+    assert isinstance(other.exception, UsageError)
+    assert "another file" in str(other.exception)
+    changed = ["--set", "objects.min_area_um2=400", "--out", str(out)]
+    output("card", str(out), *changed)
+    assert "metrics" not in json.loads(output("show", str(out), "--json"))["card"]
+
+
+def test_a_card_is_short_for_people() -> None:
+    text = output("show", "glas-small")
+    assert len(text.splitlines()) < 90
+    assert text.index("  use: ") < text.index("  limits: ") < text.index("  commands: ")
+    assert "extractor: a record of its own" in text

@@ -143,7 +143,20 @@ def test_outputs_of_another_slide_are_not_taken_for_done(
     assert result.code == 1
     assert "outputs of another slide (quickhash differs)" in result.err
     result = run(phantom, "--out", out, "--mpp", 0.4)
-    assert "outputs of another slide (mpp differs)" in result.err
+    assert "outputs of another resolution (mpp differs)" in result.err
+    for setting, named in (
+        (["--tta"], "tta"),
+        (["--seed", "5"], "seed"),
+        (["--overlap", "0"], "overlap_px"),
+        (["--tissue", "none"], "tissue"),
+    ):
+        result = run(phantom, "--out", out, *setting)
+        assert result.code == 1
+        assert f"outputs of other settings ({named} differs)" in result.err
+    result = run(phantom, "--out", out, "--tolerance", 0)
+    assert "skipped (--overwrite makes them again); its polygons were made with other" in result.out
+    result = run(phantom, "--out", out, "--dry-run")
+    assert "skipped     its outputs are complete" in result.out
     assert run(other, "--out", out, "--overwrite").code == 0
 
 
@@ -262,8 +275,8 @@ BAD = {
     "no match": (["*.ndpi"], 2, "no slide matches"),
     "no mpp": (["plain.png"], 1, "give them with --mpp"),
     "mpp": (["colon.tif", "--mpp", "-1"], 2, "--mpp -1.0: must be"),
-    "overlap": (["colon.tif", "--overlap", "768"], 2, "must be from 0 to 767 px"),
-    "negative overlap": (["colon.tif", "--overlap", "-1"], 2, "must be from 0 to 767 px"),
+    "overlap": (["colon.tif", "--overlap", "768"], 2, "must be from 0 to 720 px"),
+    "negative overlap": (["colon.tif", "--overlap", "-1"], 2, "must be from 0 to 720 px"),
     "batch": (["colon.tif", "--batch-size", "0"], 2, "batch size 0"),
     "workers": (["colon.tif", "--workers", "0"], 2, "0 workers"),
     "memory": (["colon.tif", "--memory", "0"], 2, "memory of 0.0 GiB"),
@@ -273,7 +286,7 @@ BAD = {
     "out": (["colon.tif", "--out", "plain.png/x"], 1, "--out plain.png/x: cannot write there"),
     "device": (["colon.tif", "--device", "cuda:99"], 2, "device cuda:99"),
     "device name": (["colon.tif", "--device", "abacus"], 2, "device 'abacus'"),
-    "model": (["colon.tif", "--model", "none-such"], 1, "none-such"),
+    "model": (["colon.tif", "--model", "none-such"], 2, "none-such"),
     "model file": (["colon.tif", "--model", "model.safetensors"], 1, "model.safetensors"),
 }
 
@@ -344,12 +357,12 @@ def test_what_fails_before_anything_is_done_leaves_nothing(
 def test_a_signal_ends_with_one_line_and_leaves_nothing_half_written(
     tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
-    Image.new("RGB", (1500, 1400), (200, 100, 150)).save(tmp_path / "big.png")
+    Image.new("RGB", (2900, 2800), (200, 100, 150)).save(tmp_path / "big.png")
     out = tmp_path / "out"
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "wsiseg.cli", "predict", str(tmp_path / "big.png"), *MODEL),
-            *("--mpp", "0.5", "--overlap", "752", "--out", str(out)),
+            *("--mpp", "0.5", "--overlap", "720", "--out", str(out)),
         ],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -149,6 +149,7 @@ def test_bad_requests(folder: Path, run: Path, tmp_path: Path) -> None:
     data, out = folder / "data.yaml", tmp_path / "out"
     train = ["train", "--data", folder, "--config", folder / "run.yaml", "--out", out]
     fails(2, "no data set 'tissue'", *train, "--dataset", "tissue")
+    fails(2, "told in a YAML file, --dataset MINE.yaml", *train, "--dataset", "folder")
     fails(2, "fold 4/3", *train, "--dataset", data, "--fold", "4/3")
     fails(2, "write it as K/N", *train, "--dataset", data, "--fold", "first")
     fails(1, "limit 100", *train, "--dataset", data, "--limit", "100")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wsiseg.canvas import Canvas
 from wsiseg.errors import CanvasError, ModelError, SlideReadError, UsageError
-from wsiseg.geometry import Box, Grid, Point
+from wsiseg.geometry import Box, Grid, Point, Size
 from wsiseg.inference.engine import Engine, resolve_precision
 from wsiseg.inference.estimate import estimate, measure_speed
 from wsiseg.inference.predict import PredictOptions, predict_slide, prepare
@@ -374,3 +374,10 @@ def test_the_estimate_counts_what_the_run_does(tmp_path: Path) -> None:
     assert cost.seconds == pytest.approx(cost.tiles * speed.tile_s + cost.windows * speed.window_s)
     assert speed.tile_s > 0
     assert speed.window_s > 0
+
+
+def test_windows_overlap_by_a_third_unless_told() -> None:
+    assert [PredictOptions().overlap_of(window) for window in (768, 256, 96)] == [256, 85, 32]
+    assert PredictOptions(overlap_px=0).overlap_of(768) == 0
+    layout = prepare(Grid.at_mpp(Size(300, 200), 0.5, 0.5), noise_model(), options=PredictOptions())
+    assert layout.layout.overlap_px == noise_model().info.window_px // 3

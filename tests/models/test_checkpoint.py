@@ -161,7 +161,9 @@ def test_names() -> None:
     assert (stain.info.mpp, stain.info.window_px, stain.info.tile_px) == (0.5, 768, 256)
     assert [c.background for c in stain.info.classes] == [True, False]
     assert len(stain.info.sha256) == 64
-    with pytest.raises(CheckpointError, match="'unet' is not known; use glas-small, stain-thresh"):
+    with pytest.raises(
+        UsageError, match="'unet' is not known; use glas-small, luad-small, stain-thresh"
+    ):
         load_model("unet")
 
 

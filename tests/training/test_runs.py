@@ -260,7 +260,7 @@ def test_a_frozen_network_without_weights_is_refused(tmp_path: Path) -> None:
         starting_point(frozen(), None, device="cpu")
     with pytest.raises(UsageError, match="--with-head: give the model"):
         starting_point(config(), None, with_head=True, device="cpu")
-    with pytest.raises(CheckpointError, match="pathsegdiff-brca"):
+    with pytest.raises(CheckpointError, match=r"pathsegdiff-brca.* such as glas-small"):
         starting_point(config(extractor={}), None, device="cpu")
     start = starting_point(config(), None, device="cpu")
     assert start.origin == {"initial": "random"}

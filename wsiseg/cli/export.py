@@ -48,7 +48,7 @@ def command(
 
     renamed = {"min_area": "min_area_um2", "tolerance": "tolerance_um"}
     given = {renamed.get(k, k): v for k, v in polygons.items() if v is not None}
-    kinds = tuple(k.strip() for k in only.split(",")) if only is not None else KINDS
+    kinds = tuple(k for w in only.split(",") if (k := w.strip())) if only is not None else KINDS
     options = OutputOptions(PolygonOptions(**given), compression, kinds)  # type: ignore[arg-type]
     paths = [Path(os.path.realpath(path)) for path in canvases]
     twice = [name for name, n in Counter(p.name.casefold() for p in paths).items() if n > 1]
@@ -72,15 +72,24 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
     from wsiseg.errors import CanvasError
     from wsiseg.outputs.files import write_outputs
 
+    if not (path / "zarr.json").is_file():
+        raise CanvasError(
+            f"{path}: not a readable wsiseg canvas; give the STEM.canvas folders of wsiseg predict"
+            " --keep-canvas"
+        )
     canvas = Canvas.open(path)
     if "status" not in canvas.record:
         raise CanvasError(f"{path}: the canvas is incomplete; finish it with wsiseg predict")
     if damaged := canvas.recheck():
-        raise CanvasError(f"{path}: {damaged} of its chunks are damaged; run wsiseg predict again")
+        raise CanvasError(
+            f"{path}: {damaged} of its chunks are damaged; make it again with"
+            " wsiseg predict --overwrite --keep-canvas"
+        )
     written = write_outputs(canvas, out, path.name.removesuffix(SUFFIX), options)
     polygons = written.polygons or {}
     if polygons.get("tolerance_raised"):
         used = f"{polygons['tolerance_um']:g} um, {polygons['vertices']} vertices"
+        used += "" if polygons["within_budget"] else ", still over --max-vertices"
         click.echo(f"wsiseg: warning: {path}: polygons simplified to {used}", err=True)
     for file in written.paths:
         click.echo(str(file))

@@ -121,8 +121,9 @@ def card_command(
     """Write checkpoint MODEL again with more on its card; the weights stay as they are."""
     from wsiseg.config import load_yaml
     from wsiseg.models.card import add_to_card
+    from wsiseg.models.storage import sha256_of
 
-    statements = load_yaml(add) if add else {}
+    statements, sha256 = load_yaml(add) if add else {}, sha256_of(model)
     measured = {}
     for path in metrics:
         report = load_yaml(path)  # JSON is YAML
@@ -131,10 +132,14 @@ def card_command(
             row |= {f"object {k}": report["object"][k] for k in OBJECT if report.get("object")}
             row |= {"ece": report["calibration"]["ece"]} if report.get("calibration") else {}
             row |= {k: report[k] for k in ("images", "tta", "seeds")}
-            title = f"{report['dataset']['name']} {report['split']}"
+            fold = f", fold {report['fold']}" if report["fold"] else ""
+            title = f"{report['dataset']['name']} {report['split']}{fold}"
             measured[f"{title}, TTA" if report["tta"] else title] = row
+            other = report["sha256"] != sha256
         except (KeyError, TypeError) as e:
             raise UsageError(f"{path}: not a metrics.json of wsiseg evaluate") from e
+        if other:
+            raise UsageError(f"{path}: was measured with another file than {model}; measure this")
     if measured:
         statements["metrics"] = measured
     add_to_card(model, statements, out=out, settings=settings)
@@ -182,7 +187,8 @@ def _page(about: Mapping[str, Any]) -> Iterator[str]:
     for key, title in titles.items():
         if key in about:
             yield title
-            yield from _nested(about[key], "  ")
+            data = _short(about[key]) if key == "card" else about[key]
+            yield from _nested(data, "  ")
 
 
 def _feature_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -195,6 +201,18 @@ def _feature_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{row['stride']:>7} {row['side']:>5}"
         )
     yield f"  together {sum(r['channels'] for r in rows):>22}"
+
+
+def _short(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card for people: what it says of use first, long records as a word."""
+    first = [key for key in ("use", "classes", "metrics", "limits", "data", "terms") if key in card]
+    short = {key: card[key] for key in (*first, *(k for k in card if k not in first))}
+    if isinstance(short.get("training_images"), list):
+        short["training_images"] = f"{len(short['training_images'])} names (--json lists them)"
+    for key in ("training", "extractor"):
+        if isinstance(short.get(key), Mapping):
+            short[key] = "a record of its own (--json shows it)"
+    return short
 
 
 def _nested(data: Any, indent: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ import click
 )
 @click.option("--mpp", type=float, help="Micrometres per pixel of the slides, over what they say.")
 @click.option(
-    "--overlap", type=int, default=256, show_default=True, help="Overlap of windows in pixels."
+    "--overlap", type=int, help="Overlap of windows in pixels; default a third of a window."
 )
 @click.option("--batch-size", type=int, help="Tiles encoded at a time.")
 @click.option("--workers", type=int, help="Threads that read the slide.")
@@ -82,9 +82,9 @@ import click
 def command(context: click.Context, /, **options: Any) -> None:
     """Segment slides and write STEM.mask.ome.tif, STEM.geojson, STEM.json and STEM.overview.png.
 
-    INPUT is a slide, a folder of slides, a quoted pattern, a .txt list (a path a line) or a .csv
-    table (path[,mpp][,tissue]). Complete outputs are skipped. The exit code is 1 if some slide
-    failed (the others are done), 2 if the request cannot be.
+    INPUT is a slide, a folder of slides (not those in folders below it), a quoted pattern, a .txt
+    list (a path a line) or a .csv table (path[,mpp][,tissue]). Complete outputs are skipped. The
+    exit code is 1 if some slide failed (the others are done), 2 if the request cannot be.
     """
     from wsiseg.cli.predict_run import predict
     from wsiseg.cli.predict_settings import Settings

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from wsiseg.cli.predict_settings import Settings
+from wsiseg.errors import OutputError
 from wsiseg.inference.cohort import Outcome, Task, run_tasks
-from wsiseg.outputs.files import output_names
+from wsiseg.models.segmenter import ModelInfo
+from wsiseg.outputs.files import complete_outputs, output_names
 from wsiseg.slides.slide import Slide
 
 Stamp = tuple[int, ...]
@@ -64,6 +68,59 @@ def file_stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def complete(
+    settings: Settings, info: ModelInfo, slide: Slide, task: Task
+) -> dict[str, Any] | None:
+    """The record of complete outputs of this slide, model and settings, if they are there.
+
+    Raises:
+        OutputError: they are of another slide, model or setting.
+    """
+    sidecar = complete_outputs(settings.out, task.stem)
+    if sidecar is None:
+        return None
+    for what, (where, wanted) in _wanted(settings, info, slide, task).items():
+        found = sidecar.get(where)
+        for key, value in wanted.items():
+            if not isinstance(found, dict) or found.get(key) != value:
+                raise OutputError(
+                    f"{settings.out / task.stem}.json: these are outputs of {what} ({key} differs);"
+                    " choose another --out, or --overwrite them"
+                )
+    return sidecar
+
+
+def other_polygons(settings: Settings, sidecar: dict[str, Any]) -> str:
+    """In words, that the polygons of complete outputs have other settings; empty if not."""
+    polygons = sidecar.get("polygons")
+    found = polygons.get("options") if isinstance(polygons, dict) else None
+    wanted = asdict(settings.output_options().polygons)
+    if not isinstance(found, dict) or all(found.get(k) == v for k, v in wanted.items()):
+        return ""
+    return "; its polygons were made with other settings"
+
+
+def _wanted(
+    settings: Settings, info: ModelInfo, slide: Slide, task: Task
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What outputs must state to be those of a run: where in their record, and what."""
+    options = settings.predict_options()
+    return {
+        "another slide": ("slide", {"quickhash": slide.quickhash}),
+        "another resolution": ("slide", {"mpp": slide.mpp}),
+        "another model": ("model", {"sha256": info.sha256}),
+        "other settings": (
+            "parameters",
+            {
+                "overlap_px": options.overlap_of(info.window_px),
+                "seed": options.seed,
+                "tta": options.tta,
+                "tissue": settings.tissue_name(task),
+            },
+        ),
+    }
 
 
 def _is_dicom(path: Path) -> bool:

@@ -43,7 +43,9 @@ def predict(settings: Settings) -> int:
     tasks = collect(settings.inputs, suffixes={*SCANNER_SUFFIXES, *IMAGE_SUFFIXES})
     settings.predict_options()
     if settings.tissue not in (None, "auto", "none") and not Path(settings.tissue).is_file():
-        raise UsageError(f"--tissue {settings.tissue}: no such mask file; or give auto or none")
+        raise UsageError(
+            f"--tissue {settings.tissue}: no such mask file; give an image, auto or none"
+        )
     settings.output_options()
     if settings.mpp is not None and not 0.01 <= settings.mpp <= 1000:
         raise UsageError(f"--mpp {settings.mpp}: must be from 0.01 to 1000 um per pixel")

@@ -25,7 +25,7 @@ class Settings:
     out: Path
     model: str
     mpp: float | None
-    overlap: int
+    overlap: int | None
     batch_size: int | None
     workers: int | None
     device: str
@@ -73,6 +73,11 @@ class Settings:
     def tissue_of(self, task: Task) -> str:
         """Tissue mode or mask file for a slide: the option, then the table, then auto."""
         return self.tissue or task.tissue or "auto"
+
+    def tissue_name(self, task: Task) -> str:
+        """How the record of its outputs calls that."""
+        mode = self.tissue_of(task)
+        return mode if mode in ("auto", "none") else Path(mode).name
 
     def open(self, task: Task) -> Slide:
         """The slide of a task."""

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import click
 
 from wsiseg.canvas import Canvas
 from wsiseg.canvas_store import discard
-from wsiseg.cli.predict_known import Series, Stamp, file_stamp, stamp
+from wsiseg.cli.predict_known import Series, Stamp, complete, file_stamp, other_polygons, stamp
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.predict_warnings import warn_of_slide, warn_of_stain
 from wsiseg.cli.progress import Progress, format_seconds
@@ -26,7 +26,7 @@ from wsiseg.inference.objects import wants_objects
 from wsiseg.inference.predict import begin, carry_out
 from wsiseg.lease import Lease, Locks
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.outputs.files import complete_outputs, write_outputs
+from wsiseg.outputs.files import write_outputs
 from wsiseg.outputs.tracing import Tracing
 from wsiseg.slides.slide import Slide
 from wsiseg.slides.tissue import TissueMask, find_tissue
@@ -108,6 +108,9 @@ class Slides:
             cost = estimate(job, self._speed)
             level = slide.best_level(grid)
             downsample = slide.level_downsamples[level]
+            there = None
+            if not self.settings.overwrite:
+                there = complete(self.settings, self.segmenter.info, slide, task)
         area = "whole slide" if tissue is None else f"{100 * tissue.fraction:.1f}% of the slide"
         again = f", {cost.recomputed} of them again for lack of --memory" * bool(cost.recomputed)
         rows = [
@@ -121,6 +124,8 @@ class Slides:
             ("memory", f"about {cost.memory_gib:.2f} GiB beside the libraries"),
             ("time", f"about {format_seconds(cost.seconds)} of the model, measured just now"),
         ]
+        if there is not None:
+            rows.append(("skipped", "its outputs are complete (--overwrite makes them again)"))
         click.echo(f"{task.path}")
         for name, text in rows:
             click.echo(f"  {name:<11} {text}")
@@ -215,9 +220,7 @@ class Slides:
         """Write the outputs of a complete canvas; it is left there where they cannot be."""
         settings = self.settings
         lease.check()
-        mode = settings.tissue_of(task)
-        mode = mode if mode in ("auto", "none") else Path(mode).name
-        parameters = {**canvas.record["parameters"], "tissue": mode}
+        parameters = {**canvas.record["parameters"], "tissue": settings.tissue_name(task)}
         canvas.update_record(parameters=parameters, kept=settings.keep_canvas)
         warn_of_stain(canvas, task.path)
         try:
@@ -246,11 +249,12 @@ class Slides:
         """What complete outputs of this slide and model say, if they are there and may stay."""
         if self.settings.overwrite and stamp(self.settings.out, task) == self.stamps[task.stem]:
             return None
-        sidecar = self._complete(slide, task)
+        sidecar = complete(self.settings, self.segmenter.info, slide, task)
         if sidecar is None:
             return None
         again = "" if self.settings.overwrite else " (--overwrite makes them again)"
-        click.echo(f"{task.stem}: outputs are complete, skipped{again}")
+        unlike = other_polygons(self.settings, sidecar)
+        click.echo(f"{task.stem}: outputs are complete, skipped{again}{unlike}")
         seconds, areas = sidecar.get("timings", {}).get("total"), sidecar.get("areas_mm2", {})
         return Outcome(task, str(sidecar.get("status")), seconds, areas, earlier=True)
 
@@ -271,26 +275,3 @@ class Slides:
     def _tissue(self, slide: Slide, task: Task) -> TissueMask | None:
         mode = self.settings.tissue_of(task)
         return None if mode == "none" else find_tissue(slide, mode)
-
-    def _complete(self, slide: Slide, task: Task) -> dict[str, Any] | None:
-        """The record of complete outputs of this slide and model, if they are there.
-
-        Raises:
-            OutputError: they are of another slide, resolution or model.
-        """
-        sidecar = complete_outputs(self.settings.out, task.stem)
-        if sidecar is None:
-            return None
-        own: dict[str, dict[str, Any]] = {
-            "slide": {"quickhash": slide.quickhash, "mpp": slide.mpp},
-            "model": {"sha256": self.segmenter.info.sha256},
-        }
-        for what, wanted in own.items():
-            found = sidecar.get(what)
-            for key, value in wanted.items():
-                if not isinstance(found, dict) or found.get(key) != value:
-                    raise OutputError(
-                        f"{self.settings.out / task.stem}.json: these are outputs of another {what}"
-                        f" ({key} differs); choose another --out, or --overwrite them"
-                    )
-        return sidecar

@@ -67,6 +67,7 @@ def command(
     from wsiseg.config import apply_overrides, find_config, from_mapping, load_yaml
     from wsiseg.datasets.base import Subset, fold_split, parse_fold
     from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
+    from wsiseg.errors import ConfigError
     from wsiseg.training.processes import Processes, device_of_process
     from wsiseg.training.start import starting_point
     from wsiseg.training.train import TrainConfig, train
@@ -77,7 +78,10 @@ def command(
     mapping = apply_overrides(load_yaml(find_config(chosen, "train")), settings)
     if limit is not None:
         mapping["limit"] = limit
-    run = from_mapping(TrainConfig, mapping)
+    try:
+        run = from_mapping(TrainConfig, mapping)
+    except ConfigError as e:
+        raise ConfigError(f"--config {chosen}: {e}") from e
     dataset = open_dataset(described, data, split)
     if dataset.measuring:
         click.echo(f"wsiseg: warning: {split} is for measuring; do not measure on it now", err=True)

@@ -58,12 +58,19 @@ def dataset_mapping(name: str | Path) -> dict[str, Any]:
         UsageError: none of these; unknown options.
     """
     text, known = str(name), ", ".join(DATASETS)
+    if text == "folder":
+        raise UsageError(
+            "data set folder: its images and classes are told in a YAML file, --dataset MINE.yaml;"
+            " configs/datasets holds examples"
+        )
     if text in DATASETS:
         data: dict[str, Any] = {"name": text}
     else:
         try:
             data = load_yaml(find_config(text, "datasets"))
         except ConfigError as e:
+            if Path(text).is_file():
+                raise UsageError(f"data set {e}") from e
             raise UsageError(f"no data set {text!r}: not one of {known}, and as a YAML: {e}") from e
     key = data.get("name")
     if not isinstance(key, str) or key not in DATASETS:

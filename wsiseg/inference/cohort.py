@@ -171,7 +171,10 @@ def _folder(path: Path, suffixes: Collection[str]) -> list[Task]:
         raise UsageError(f"{path}: cannot list the folder ({e.strerror})") from e
     if not files:
         known = " ".join(sorted(suffixes))
-        raise UsageError(f"{path}: no slide in this folder; slides end in {known}")
+        raise UsageError(
+            f"{path}: no slide in this folder; slides end in {known}; for those in folders below"
+            f" it give a quoted pattern, '{path}/**/*.svs'"
+        )
     return [Task(p) for p in files]
 
 
@@ -207,8 +210,10 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> list[Task]:
     names = [(name or "").strip() for name in reader.fieldnames or ()]
     unknown = [name for name in names if name not in COLUMNS]
     if "path" not in names or unknown:
+        found = ", ".join(map(repr, names)) or "nothing"
         raise UsageError(
-            f"{path}: the first line must name the columns, path and if wanted mpp and tissue"
+            f"{path}: the first line must name the columns, path and if wanted mpp and tissue, with"
+            f" commas between; it has {found}"
         )
     reader.fieldnames = names
     tasks = []

@@ -28,9 +28,10 @@ class PredictOptions:
     The resolution, the window and the classes are the model's and cannot be chosen.
     """
 
-    overlap_px: int = 256
-    """Pixels that neighbouring windows have in common, 0 to 15/16. Where window - overlap is a
-    multiple of the tile, windows share tiles and overlap costs next to nothing."""
+    overlap_px: int | None = None
+    """Pixels that neighbouring windows have in common, 0 to 15/16 of a window; None takes a third.
+    Where window - overlap is a multiple of the tile, windows share tiles and overlap costs next to
+    nothing."""
     batch_size: int | None = None
     """Tiles encoded at a time; None takes 4 on a CPU and 64 on other devices, which compute them in
     parts where their memory does not do. On a CPU results are the same bit for bit whatever it is;
@@ -52,6 +53,10 @@ class PredictOptions:
     """Whether to go on with a canvas that an interrupted run of the same work left, and to leave
     one where this run is interrupted. On a CPU the result is the same; on a GPU
     the last batch may be computed in another way, and differ by a rounding."""
+
+    def overlap_of(self, window_px: int) -> int:
+        """Pixels that neighbouring windows of a model have in common."""
+        return window_px // 3 if self.overlap_px is None else self.overlap_px
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -111,7 +116,7 @@ def prepare(
         tissue,
         window_px=info.window_px,
         tile_px=info.tile_px,
-        overlap_px=options.overlap_px,
+        overlap_px=options.overlap_of(info.window_px),
     )
     batch_size = options.batch_size or (BATCH_GPU if engine.batches else BATCH_CPU)
     room, blend_bytes = memory_bytes(engine.device, options.memory_gib)

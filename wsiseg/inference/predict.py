@@ -268,6 +268,7 @@ def _record(
         "model": {"name": info.name, "sha256": info.sha256, "licence": info.licence},
         "parameters": {
             **settings,
+            "overlap_px": job.layout.overlap_px,
             "batch_size": job.batch_size,
             "workers": job.workers,
             "precision": job.engine.precision,

@@ -30,7 +30,7 @@ def add_to_card(
         statements: plain data by title; a title that is there already is replaced.
         out: the file to write, which may be `path`.
         settings: KEY=VALUE of the post-processing and the calibration (`AFTER_WEIGHTS`), such as
-            objects.min_area_um2=400.
+            objects.min_area_um2=400; numbers on the card that were measured before are left out.
 
     Raises:
         UsageError, ConfigError: another key; a value that cannot be.
@@ -49,6 +49,9 @@ def add_to_card(
         objects=config.objects,
         temperature=config.temperature,
     )
-    card = {**segmenter.info.card, **statements}
+    kept = dict(segmenter.info.card)
+    if settings:
+        kept.pop("metrics", None)  # measured with other settings
+    card = {**kept, **statements}
     licence = segmenter.info.licence
     save_checkpoint(out, segmenter, card=card, licence=licence, dtype="float16")

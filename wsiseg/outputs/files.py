@@ -38,7 +38,8 @@ class OutputOptions:
     def __post_init__(self) -> None:
         unknown = [k for k in self.kinds if k not in KINDS]
         if unknown or not self.kinds:
-            raise UsageError(f"outputs {', '.join(unknown)}: choose from {', '.join(KINDS)}")
+            named = ", ".join(unknown) or "of no kind"
+            raise UsageError(f"outputs {named}: choose from {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ lossy compression), so every reader that gives values gives the labels.
 
 from __future__ import annotations
 
-import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,8 +27,6 @@ from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Box, Size
-
-log = logging.getLogger(__name__)
 
 UInt8 = npt.NDArray[np.uint8]
 TILE_PX = 512
@@ -64,7 +62,7 @@ def write_pyramid(path: str | Path, canvas: Canvas, *, compression: str = "defla
     if compression not in _CODECS:
         raise UsageError(f"compression {compression!r}: choose from {', '.join(COMPRESSIONS)}")
     if compression == "zstd":
-        log.warning("zstd masks do not open in QuPath's Bio-Formats; deflate does")
+        warnings.warn("zstd masks do not open in QuPath's Bio-Formats; deflate does", stacklevel=2)
     path = Path(path)
     with (
         staged(path) as (temporary,),

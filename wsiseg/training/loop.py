@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def claim_run(run: Path, config: Any, *, resume: bool) -> None:
         OutputError: the folder cannot be written.
     """
     record, text = run / "config.json", json.dumps(to_mapping(config), indent=1)
+    if resume and not run.exists():
+        warnings.warn(f"{run}: there is no run to resume; a new one begins", stacklevel=2)
     begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
     if begun and not resume:
         raise UsageError(f"{run}: holds a run already; give --resume or another --out")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wsiseg.errors import ConfigError, ModelError, UsageError
+from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.checkpoint import load_extractor, load_model, read_card
 from wsiseg.models.devices import pick_device
@@ -71,6 +71,7 @@ def starting_point(
         CheckpointError, ModelError: the file or the device cannot be used.
     """
     named = "name" in config.extractor
+    chosen = given is not None
     if given is None and (with_head or not named):
         given = DEFAULT
         if with_head:
@@ -84,7 +85,14 @@ def starting_point(
     elif named:
         start = _as_named(config.extractor, given, device)
     else:
-        start = load_extractor(given, device=device, options=config.extractor)
+        try:
+            start = load_extractor(given, device=device, options=config.extractor)
+        except CheckpointError as e:
+            if chosen:
+                raise
+            raise CheckpointError(
+                f"no --extractor was given: {e}; or give another, such as glas-small"
+            ) from e
     origin, own = _origin(given)
     mpp = config.mpp or own or DEFAULT_MPP
     if own and config.resize_px is None and max(mpp / own, own / mpp) > CLOSE:

@@ -6,13 +6,14 @@ A name stands for a file bundled beside this module, for weights that were impor
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wsiseg.errors import CheckpointError
+from wsiseg.errors import CheckpointError, UsageError
 from wsiseg.models.registry import ModelConfig
 
 BUNDLED = Path(__file__).parent
@@ -90,6 +91,12 @@ MODELS: dict[str, ZooEntry] = {
             "research only, non-commercial (the terms of its training data)",
         ),
         ZooEntry(
+            "luad-small",
+            "Tumour, stroma and other tissue in H&E of lung adenocarcinoma: the same network.",
+            "bundled",
+            "research only, non-commercial (the terms of its training data)",
+        ),
+        ZooEntry(
             "stain-threshold",
             "Haematoxylin density by colour deconvolution, two classes; a sanity baseline.",
             "none",
@@ -142,7 +149,8 @@ def find(name_or_path: str | Path) -> tuple[ZooEntry | None, Path | None]:
         (None, file) for a path.
 
     Raises:
-        CheckpointError: an unknown name, or one whose file is not here.
+        UsageError: an unknown name.
+        CheckpointError: a name whose file is not here.
     """
     text = str(name_or_path)
     entry = MODELS.get(text)
@@ -150,9 +158,9 @@ def find(name_or_path: str | Path) -> tuple[ZooEntry | None, Path | None]:
         path = Path(name_or_path)
         if path.suffix or path.name != text or path.exists():
             return None, path
-        raise CheckpointError(
-            f"model {text!r} is not known; use {', '.join(MODELS)} or a .safetensors file"
-        )
+        near = difflib.get_close_matches(text, MODELS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(MODELS)}"
+        raise UsageError(f"model {text!r} is not known; {hint} Or give a .safetensors file")
     if entry.available:
         return entry, entry.path
     if entry.weights == "bundled":

@@ -1,0 +1,62 @@
+"""One table from the folds of a cross-validation: the pixels of all folds in one matrix.
+
+    python examples/pool_folds.py runs/luad-1/fold runs/luad-2/fold runs/luad-3/fold
+
+Each folder holds the metrics.json of `wsiseg evaluate --fold K/N`. Printed are accuracy and, by
+class, Dice and IoU of each fold and of all of them; a class that a fold has not has no value there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.training.metrics import Matrix, pixel_metrics
+
+
+def read(folder: Path) -> tuple[str, list[str], Matrix]:
+    """Fold, class names and matrix of an evaluation.
+
+    Raises:
+        SystemExit: the folder holds none.
+    """
+    try:
+        found = json.loads((folder / "metrics.json").read_text())
+        names = [row["name"] for row in found["dataset"]["classes"]]
+        return str(found["fold"]), names, np.array(found["pixel"]["confusion"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise SystemExit(f"{folder}: no metrics.json of wsiseg evaluate ({e!r})") from e
+
+
+def line(title: str, matrix: Matrix, names: list[str]) -> str:
+    """A row of the table, in Markdown."""
+    rows = tuple(TissueClass(name, (0, 0, 0)) for name in names)
+    found: dict[str, Any] = pixel_metrics(matrix, Classes(rows))
+    values = [found["accuracy"], found["dice"], found["miou"]]
+    for name in names:
+        own = found["per_class"].get(name, {})
+        values += [own.get("dice"), own.get("iou")]
+    return " | ".join([f"| {title}", *("" if v is None else f"{v:.3f}" for v in values)]) + " |"
+
+
+def main() -> None:
+    """Read, add up, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    folds = [read(folder) for folder in parser.parse_args().folders]
+    names = folds[0][1]
+    if any(own != names for _, own, _ in folds) or len({k for k, _, _ in folds}) < len(folds):
+        raise SystemExit("the folders must be different folds of one data set")
+    heads = [f"{what} {name}" for name in names for what in ("Dice", "IoU")]
+    print(" | ".join(["| fold", "accuracy", "Dice", "mIoU", *heads]) + " |")
+    print("|" + "---|" * (4 + len(heads)))
+    for fold, _, matrix in folds:
+        print(line(fold, matrix, names))
+    print(line("all", np.sum([m for _, _, m in folds], axis=0), names))
+
+
+if __name__ == "__main__":
+    main()
