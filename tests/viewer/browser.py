@@ -21,6 +21,10 @@ PATIENCE_S = 60
 WIDTH_PX, HEIGHT_PX = 1204, 800
 
 
+class NavigatedError(Exception):
+    """The page that an expression was asked of is no longer there."""
+
+
 class Browser:
     """One page of WIDTH_PX x HEIGHT_PX."""
 
@@ -79,11 +83,17 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Wait until an expression is true."""
+        """Wait until an expression is true; the page may be left for another meanwhile."""
         end = time.monotonic() + PATIENCE_S
-        while not self.run(condition):
+        while not self._holds(condition):
             assert time.monotonic() < end, f"never: {condition}"
             time.sleep(0.1)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.run(condition))
+        except NavigatedError:
+            return False
 
     def settled(self) -> None:
         """Wait until the viewer has drawn everything it wants."""
@@ -110,7 +120,10 @@ class Browser:
         while True:
             answer = self._next()
             if answer.get("id") == self._number:
-                assert "error" not in answer, answer["error"]
+                error = answer.get("error", {})
+                if "navigated" in error.get("message", ""):
+                    raise NavigatedError(error)
+                assert not error, error
                 return dict(answer["result"])
             if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.complaints.append(json.dumps(answer["params"]))
