@@ -206,6 +206,7 @@ def test_the_digest_tells_images_apart_that_differ_in_the_middle(
     assert paths[0].stat().st_size == paths[1].stat().st_size > 4 << 20
     assert file_digest(paths[0]) != file_digest(paths[1])
     monkeypatch.setattr(backends, "_HASHED_WHOLE", 1 << 20)  # by samples, which meet here
+    backends._digest.cache_clear()
     assert file_digest(paths[0]) != file_digest(paths[1])
     assert file_digest(paths[0]) == file_digest(paths[0])
 
@@ -218,3 +219,16 @@ def test_tiffslide_is_asked_for_the_pixel_that_it_is_to_give() -> None:
         for start in rng.integers(0, level, 20):
             assert int(_level0(int(start), downsample) / downsample) == start
     assert int(_level0(462, 16.0025) / 16.0025) == 462
+
+
+def test_an_image_is_hashed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    first = file_digest(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(backends.hashlib, "sha256", None)  # type: ignore[attr-defined]
+        assert file_digest(path) == first
+    Image.fromarray(picture() // 2).save(path)
+    assert file_digest(path) != first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,14 @@ from wsiseg.config import from_mapping
 from wsiseg.datasets.augment import AugmentConfig
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, OutputError, UsageError
 from wsiseg.training.dino import DinoConfig
-from wsiseg.training.files import append_row, cut_rows
-from wsiseg.training.loop import LoopConfig, claim_run, learning_rate, resume_step, run_loop
+from wsiseg.training.files import append_row, cut_rows, read_state
+from wsiseg.training.loop import (
+    LoopConfig,
+    claim_run,
+    learning_rate,
+    resume_step,
+    run_loop,
+)
 from wsiseg.training.losses import LossConfig
 from wsiseg.training.tiles import SourceConfig
 
@@ -159,3 +166,15 @@ def test_a_damaged_state_is_said_in_a_line(tmp_path: Path, content: bytes) -> No
 def test_values_that_cannot_be(kind: Any, data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_mapping(kind, data)
+
+
+def test_weights_are_read_on_any_machine(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(3)}, buffer, _use_new_zipfile_serialization=False)
+    path.write_bytes(buffer.getvalue().replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:0"))
+    assert b"cuda:0" in path.read_bytes()
+    assert read_state(path, "take last.safetensors")["weight"].device.type == "cpu"
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"last\.safetensors"):
+        read_state(path, "take last.safetensors")

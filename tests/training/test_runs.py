@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import subprocess
 import sys
@@ -32,7 +31,6 @@ from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import build_extractor
 from wsiseg.training import feature_cache, loop
 from wsiseg.training.evaluate import Evaluation
-from wsiseg.training.finish import best_weights
 from wsiseg.training.head_task import HeadTask
 from wsiseg.training.start import starting_point
 from wsiseg.training.train import TrainConfig, choose_inputs, train
@@ -153,6 +151,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes: dict[str, Any], tmp_pat
     assert (tmp_path / "whole" / "validation.csv").read_text() == (
         tmp_path / "half" / "validation.csv"
     ).read_text()
+
+
+def test_a_run_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="there is no run to resume"):
+        fit(config(loop={"steps": 1}), tmp_path / "new", resume=True)
 
 
 def test_a_run_leaves_its_logs_and_pictures(tmp_path: Path) -> None:
@@ -390,15 +393,3 @@ def test_two_processes_train_the_model_that_one_does(tmp_path: Path) -> None:
     assert float(one["head.classifier.weight"].abs().max()) > 0.01
     with (tmp_path / "two" / "log.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
-
-
-def test_the_best_weights_are_read_on_any_machine(tmp_path: Path) -> None:
-    path = tmp_path / "best.pt"
-    buffer = io.BytesIO()
-    torch.save({"weight": torch.ones(3)}, buffer, _use_new_zipfile_serialization=False)
-    path.write_bytes(buffer.getvalue().replace(b"\x03\x00\x00\x00cpu", b"\x06\x00\x00\x00cuda:0"))
-    assert b"cuda:0" in path.read_bytes()
-    assert best_weights(path)["weight"].device.type == "cpu"
-    path.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match=r"last\.safetensors"):
-        best_weights(path)

@@ -8,10 +8,7 @@ import click
 
 from wsiseg.canvas import Canvas
 from wsiseg.models.segmenter import ModelInfo
-from wsiseg.slides.slide import Slide
-
-COARSE = 1.5
-"""Slides whose mpp is over this many times the model's lack what the model looks at."""
+from wsiseg.slides.slide import COARSE, Slide
 
 
 def warn_of_slide(slide: Slide, path: Path, model: ModelInfo) -> None:

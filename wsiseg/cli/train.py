@@ -81,7 +81,7 @@ def command(
     try:
         run = from_mapping(TrainConfig, mapping)
     except ConfigError as e:
-        raise ConfigError(f"--config {chosen}: {e}") from e
+        raise ConfigError(f"--config {chosen}{' with --set' if settings else ''}: {e}") from e
     dataset = open_dataset(described, data, split)
     if dataset.measuring:
         click.echo(f"wsiseg: warning: {split} is for measuring; do not measure on it now", err=True)

@@ -28,10 +28,7 @@ from wsiseg.datasets.qupath_files import AnnotatedSlide, part_of, read_folder
 from wsiseg.datasets.rasterise import edges_of, fill
 from wsiseg.errors import DatasetError, ResolutionError
 from wsiseg.geometry import Box, Grid
-from wsiseg.slides.slide import Slide, open_slide
-
-COARSE = 1.5
-"""How much larger than wanted pixels may be before it is warned of."""
+from wsiseg.slides.slide import COARSE, Slide, open_slide
 
 
 class _Shape(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 import tifffile
@@ -62,7 +63,13 @@ def file_digest(path: Path) -> str:
     The parts are of 64 KiB and lie evenly from the first byte to the last.
     """
     path = _slide_file(path)
-    size = path.stat().st_size
+    stat = path.stat()
+    return _digest(path, stat.st_size, (stat.st_mtime_ns, stat.st_ino))
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, size: int, _: tuple[int, int]) -> str:
+    """See `file_digest`; a file is read once as long as size, time and inode stay."""
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         if size <= _HASHED_WHOLE:

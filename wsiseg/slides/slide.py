@@ -60,6 +60,10 @@ def open_slide(
         raise
 
 
+COARSE = 1.5
+"""A slide whose mpp is over this many times the one wanted lacks what is looked for."""
+
+
 class Slide:
     """An open slide; any number of threads may read it. Made by `open_slide`.
 

@@ -1,15 +1,29 @@
-"""The tables of a run: rows of CSV files, TensorBoard events, lines to read. Knows no networks."""
+"""The files of a run: rows of CSV, TensorBoard events, lines to read, states. Knows no networks."""
 
 from __future__ import annotations
 
 import csv
+import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from wsiseg.atomic import staged
-from wsiseg.errors import OutputError
+from wsiseg.errors import CheckpointError, OutputError
 from wsiseg.training.eventlog import EventLog
+
+_DAMAGE = (  # what reading a damaged state can raise
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 
 
 def append_row(path: Path, row: Mapping[str, float]) -> None:
@@ -83,3 +97,16 @@ class RunLog:
         text = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
         print(f"step {step}/{total}  {text}  {left:.0f} min left", flush=True)
         self.sums, self.count, self.since = {}, 0, time.monotonic()
+
+
+def read_state(path: Path, advice: str) -> dict[str, Any]:
+    """What `torch.save` wrote, on the CPU: the device that it was on may not be here.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+    except _DAMAGE as e:
+        raise CheckpointError(f"{path}: not a readable training state; {advice}") from e

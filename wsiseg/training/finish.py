@@ -10,18 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from wsiseg import __version__
 from wsiseg.config import to_mapping
-from wsiseg.errors import CheckpointError
 from wsiseg.models.checkpoint import save_checkpoint
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.calibration import Pixels, checked_temperature, sampled_pixels
 from wsiseg.training.evaluate import Measuring, predict_item
+from wsiseg.training.files import read_state
 from wsiseg.training.findings import found_labels
 from wsiseg.training.head_task import HeadTask, Inputs
-from wsiseg.training.loop import DAMAGE
 from wsiseg.training.panels import panel_file, write_panel
 from wsiseg.training.start import licence_of
 
@@ -58,7 +55,7 @@ def write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> N
     save_checkpoint(
         out / "last.safetensors", segmenter.eval(), card=last, licence=licence, dtype="float16"
     )
-    task.module.load_state_dict(best_weights(out / "best.pt"))
+    task.module.load_state_dict(read_state(out / "best.pt", "last.safetensors is whole"))
     if config.temperature is None and inputs.validation:
         calibrate(segmenter, inputs)
     measured = task.validate().summary() if inputs.validation else None
@@ -76,21 +73,6 @@ def write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> N
             inputs.dataset.classes,
             uncertainty=prediction.uncertainty,
         )
-
-
-def best_weights(path: Path) -> dict[str, Any]:
-    """The best weights, on the CPU: the device that they were found on may be another.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    try:
-        weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as e:
-        raise CheckpointError(
-            f"{path}: not readable; last.safetensors beside it holds the last weights"
-        ) from e
-    return weights
 
 
 def calibrate(segmenter: Segmenter, inputs: Inputs) -> None:

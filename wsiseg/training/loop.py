@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,18 +21,9 @@ from wsiseg.atomic import staged
 from wsiseg.config import from_mapping, to_mapping
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
 from wsiseg.training.curves import draw_curves
-from wsiseg.training.files import RunLog
+from wsiseg.training.files import RunLog, read_state
 from wsiseg.training.processes import Processes
 
-DAMAGE = (  # what reading a damaged state can raise
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
 _OTHER_STREAM = 0x5DEECE66
 
 
@@ -132,8 +121,6 @@ def claim_run(run: Path, config: Any, *, resume: bool) -> None:
         OutputError: the folder cannot be written.
     """
     record, text = run / "config.json", json.dumps(to_mapping(config), indent=1)
-    if resume and not run.exists():
-        warnings.warn(f"{run}: there is no run to resume; a new one begins", stacklevel=2)
     begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
     if begun and not resume:
         raise UsageError(f"{run}: holds a run already; give --resume or another --out")
@@ -171,13 +158,12 @@ def resume_step(path: Path) -> tuple[int, dict[str, Any] | None]:
     """
     if not path.exists():
         return 0, None
+    advice = "remove the run and start again"
+    state = read_state(path, advice)
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return int(state["step"]), state
-    except DAMAGE as e:
-        raise CheckpointError(
-            f"{path}: not a readable training state; remove the run and start again"
-        ) from e
+    except (LookupError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path}: not a training state; {advice}") from e
 
 
 def run_loop(

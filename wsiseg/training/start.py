@@ -138,15 +138,11 @@ def _new(config: TrainConfig, device: str) -> tuple[FeatureExtractor, str]:
 def _with_head(config: TrainConfig, given: str, device: str) -> Segmenter:
     """The given model as it is; a configuration that asks for another extractor is refused."""
     model = load_model(given, device=device)
-    own = extractor_mapping(model.extractor)
-    if config.extractor.get("name", own["name"]) != own["name"]:
-        raise ConfigError(f"{given}: holds the extractor {own['name']}, not that of the run")
-    wanted = resolve({**own, **config.extractor}, EXTRACTORS, "extractor")
-    changed = [key for key in wanted if wanted[key] != own[key]]
+    changed = _changes(config.extractor, extractor_mapping(model.extractor), given)
     if changed:
         raise ConfigError(
-            f"extractor.{changed[0]}: with --with-head the extractor stays that of {given}, which "
-            f"has {own[changed[0]]}; leave it out, or --with-head"
+            f"extractor.{next(iter(changed))}: with --with-head the extractor stays that of {given}"
+            "; leave it out, or --with-head"
         )
     return model
 
@@ -160,12 +156,21 @@ def _as_named(config: Mapping[str, Any], given: str, device: str) -> FeatureExtr
     if config["name"] == "hipt" and isinstance(loaded, PathSegDiffExtractor):
         loaded = from_pathsegdiff(loaded)
     own = extractor_mapping(loaded)
-    if config["name"] != own["name"]:
-        raise ConfigError(f"{given}: holds the extractor {own['name']}, not {config['name']}")
-    wanted = resolve({**own, **config}, EXTRACTORS, "extractor")
-    changed = {k: wanted[k] for k in wanted if wanted[k] != own[k]}
+    changed = _changes(config, own, given)
     with_options(own, changed)  # refuses what needs other weights
     return load_extractor(given, device=device, options=changed) if changed else loaded
+
+
+def _changes(config: Mapping[str, Any], own: Mapping[str, Any], given: str) -> dict[str, Any]:
+    """What a configuration asks for that the extractor of a file, `own`, is not.
+
+    Raises:
+        ConfigError: another extractor altogether.
+    """
+    if config.get("name", own["name"]) != own["name"]:
+        raise ConfigError(f"{given}: holds the extractor {own['name']}, not {config['name']}")
+    wanted = resolve({**own, **config}, EXTRACTORS, "extractor")
+    return {key: value for key, value in wanted.items() if value != own[key]}
 
 
 def licence_of(config: TrainConfig, terms: str, origin: Mapping[str, Any]) -> str:

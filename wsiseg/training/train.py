@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,8 @@ def train(
         raise ConfigError(f"loop.batch_size: must be a multiple of {processes.count} processes")
     inputs = choose_inputs(config, dataset)
     if processes.first:
+        if resume and not out.exists():
+            warnings.warn(f"{out}: there is no run to resume; a new one begins", stacklevel=2)
         claim_run(out, config, resume=resume)
         print(_described(inputs), flush=True)
     processes.wait()

@@ -159,8 +159,8 @@ def find(name_or_path: str | Path) -> tuple[ZooEntry | None, Path | None]:
         if path.suffix or path.name != text or path.exists():
             return None, path
         near = difflib.get_close_matches(text, MODELS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(MODELS)}"
-        raise UsageError(f"model {text!r} is not known; {hint} Or give a .safetensors file")
+        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(MODELS)} or a file"
+        raise UsageError(f"model {text!r} is not known; {hint}")
     if entry.available:
         return entry, entry.path
     if entry.weights == "bundled":
