@@ -2,11 +2,12 @@
 
     python examples/label_efficiency.py DATA/glas runs/labels small/res-unet
     python examples/label_efficiency.py DATA/glas runs/labels --seeds 0 1 2 \
-        glas-small glas-small-pretrained=runs/pretrain/extractor.safetensors
+        glas-small glas-small=runs/pretrain/extractor.safetensors
 
-A configuration that starts from a pretrained extractor names its file after a `=`. Every run is a
-folder OUT/METHOD-IMAGES-SEED; what is complete is not done again, so the same command goes on
-where it was stopped. OUT/label_efficiency.png and .json hold the result.
+A configuration that starts from a pretrained extractor names its file after a `=` and is called
+CONFIG-pretrained. Every run is a folder OUT/METHOD-IMAGES-SEED; what is complete is not done again,
+so the same command goes on where it was stopped. OUT/label_efficiency.png and .json hold the
+result. A seed draws the same images for all methods.
 """
 
 import argparse
@@ -29,22 +30,23 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="passed to every training")
     words = parser.parse_args()
     table: dict[str, dict[int, list[float]]] = {}
-    for config, _, extractor in (text.partition("=") for text in words.configs):
+    for seed in words.seeds:
         for limit in words.images:
-            for seed in words.seeds:
-                count, dice = measured(words, (config, extractor), limit, seed)
-                table.setdefault(Path(config).name, {}).setdefault(count, []).append(dice)
-                print(f"{config}: {count} images, seed {seed}: Dice {dice:.4f}", flush=True)
+            for config, _, extractor in (text.partition("=") for text in words.configs):
+                name = Path(config).stem + ("-pretrained" if extractor else "")
+                run = words.out / f"{name}-{limit or 'all'}-{seed}"
+                count, dice = measured(words, (config, extractor), limit, seed, run)
+                table.setdefault(name, {}).setdefault(count, []).append(dice)
+                print(f"{name}: {count} images, seed {seed}: Dice {dice:.4f}", flush=True)
     (words.out / "label_efficiency.json").write_text(json.dumps(table, indent=1) + "\n")
     draw_label_efficiency(words.out / "label_efficiency.png", table)
 
 
 def measured(
-    words: argparse.Namespace, method: tuple[str, str], limit: int, seed: int
+    words: argparse.Namespace, method: tuple[str, str], limit: int, seed: int, run: Path
 ) -> tuple[int, float]:
     """(images trained on, Dice on testA) of one run, done if it is not there yet."""
     config, extractor = method
-    run = words.out / f"{Path(config).name}-{limit or 'all'}-{seed}"
     report = run / "testA" / "metrics.json"
     glas = ["--dataset", "glas", "--data", words.data]
     if not report.exists():
@@ -54,7 +56,8 @@ def measured(
         train += ["--extractor", extractor] if extractor else []
         wsiseg(*train)
         model = str(run / "model.safetensors")
-        wsiseg("evaluate", "--model", model, *glas, "--split", "testA", "--out", str(report.parent))
+        where = ["--split", "testA", "--panels", "0", "--out", str(report.parent)]
+        wsiseg("evaluate", "--model", model, *glas, *where)
     count = len(json.loads((run / "inputs.json").read_text())["images"])
     return count, json.loads(report.read_text())["pixel"]["dice"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 RUN = """
@@ -135,6 +136,23 @@ def test_objects_are_cleaned_when_asked(folder: Path, run: Path, tmp_path: Path)
     assert report["pixel"] == json.loads((tmp_path / "a" / "metrics.json").read_text())["pixel"]
 
 
+def test_classes_of_the_data_may_stand_in_another_order(
+    folder: Path, run: Path, tmp_path: Path
+) -> None:
+    described = yaml.safe_load(DATA)
+    described["classes"] = [{**c, "name": c["name"].upper()} for c in described["classes"][::-1]]
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(described))
+    assert measure(folder, run, tmp_path / "a").returncode == 0
+    done = wsiseg(
+        *("evaluate", "--model", run / "model.safetensors", "--dataset", tmp_path / "other.yaml"),
+        *("--data", folder, "--split", "all", "--out", tmp_path / "b"),
+    )
+    assert done.returncode == 0, done.stderr
+    one, other = (json.loads((tmp_path / k / "metrics.json").read_text()) for k in "ab")
+    assert one["pixel"] == other["pixel"]
+    assert one["object"] == other["object"]
+
+
 def test_resuming_what_is_complete_changes_nothing(folder: Path, run: Path) -> None:
     before = (run / "log.csv").read_text()
     words = ["train", "--dataset", folder / "data.yaml", "--data", folder]
@@ -152,11 +170,12 @@ def test_bad_requests(folder: Path, run: Path, tmp_path: Path) -> None:
     fails(2, "told in a YAML file, --dataset MINE.yaml", *train, "--dataset", "folder")
     fails(2, "fold 4/3", *train, "--dataset", data, "--fold", "4/3")
     fails(2, "write it as K/N", *train, "--dataset", data, "--fold", "first")
-    fails(1, "limit 100", *train, "--dataset", data, "--limit", "100")
+    fails(2, "limit 100", *train, "--dataset", data, "--limit", "100")
+    fails(2, "device 'gpu': use auto", *train, "--dataset", data, "--device", "gpu")
     fails(2, "unknown key loops", *train, "--dataset", data, "--set", "loops.steps=3")
     fails(1, "expected a folder with", *train, "--dataset", "bcss")
     other = ["evaluate", "--model", "glas-small", "--dataset", data, "--data", folder]
-    fails(1, "are not the data set's", *other, "--split", "all", "--out", out)
+    fails(1, "are not the model's", *other, "--split", "all", "--out", out)
     assert not out.exists() or not list(out.iterdir())
     rate = ["--set", "loop.learning_rate=1.0e30", "--set", "loop.clip_norm=0"]
     fails(1, "the loss is not finite at step", *train, "--dataset", data, *rate)

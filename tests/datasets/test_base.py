@@ -13,6 +13,7 @@ from wsiseg.datasets.base import (
     class_pixels,
     fold_split,
     grouped_split,
+    numbered_as,
     parse_fold,
 )
 from wsiseg.errors import DatasetError, UsageError
@@ -79,6 +80,23 @@ def test_a_subset_is_the_whole_renumbered() -> None:
     assert part.files == (3, 0)
     assert part.measuring
     assert part.mpp == 0.5
+
+
+def test_classes_are_numbered_as_those_of_a_model() -> None:
+    whole = Masks([[0, 1, 255], [1, 1, 7]])
+    model = Classes((TissueClass("B ", (2, 2, 2)), TissueClass("A", (3, 3, 3))))
+    data = numbered_as(whole, model)
+    assert data.classes is model
+    assert data.mask(0).tolist() == [[1, 0, 255]]
+    assert data[1].mask.tolist() == [[0, 0, 7]]  # a value that is no class is not hidden
+    assert (data.names, data.groups, data.files) == (whole.names, whole.groups, whole.files)
+    assert data.measuring
+    assert data.mpp == 0.5
+    assert numbered_as(whole, whole.classes) is whole
+    for names in (("a",), ("a", "c"), ("a", "b", "c")):
+        other = Classes(tuple(TissueClass(name, (0, 0, 0)) for name in names))
+        with pytest.raises(DatasetError, match=r"classes \(a, b\) are not the model's \(a"):
+            numbered_as(whole, other)
 
 
 def test_pixels_are_counted_by_class() -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import CLASSES, EXTRACTORS, tiny_extractor, tiny_model
 
-from wsiseg.errors import CheckpointError, ConfigError, ModelError, OutputError, UsageError
+from wsiseg.errors import CheckpointError, ConfigError, OutputError, UsageError
 from wsiseg.geometry import Point
 from wsiseg.models import storage, zoo
 from wsiseg.models.checkpoint import (
@@ -360,7 +360,7 @@ def test_a_failed_write_leaves_the_old_file(
 def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type in {"cpu", "cuda", "mps"}
-    with pytest.raises(ModelError, match="device 'gpu': use auto, cpu, cuda"):
+    with pytest.raises(UsageError, match="device 'gpu': use auto, cpu, cuda"):
         pick_device("gpu")
-    with pytest.raises(ModelError, match="not there; use --device auto or cpu"):
+    with pytest.raises(UsageError, match="not there; use --device auto or cpu"):
         pick_device("cuda:99")

@@ -315,7 +315,7 @@ def test_all_stages_run_on_a_gpu(glands: Path, tmp_path: Path) -> None:
 
 
 def test_classes_must_fit(glands: Path) -> None:
-    with pytest.raises(ModelError, match="are not the data set's"):
+    with pytest.raises(DatasetError, match="are not the model's"):
         evaluate(load_model("stain-threshold", device="cpu"), GlaS(glands, "train"))
 
 

@@ -209,7 +209,7 @@ def test_limit_draws_training_images_only() -> None:
     assert len(few.training) == 3
     assert set(few.training) < set(whole.training)
     assert choose_inputs(config(limit=3, seed=1), data).training != few.training
-    with pytest.raises(DatasetError, match=r"limit 30: only 1[0-9] images"):
+    with pytest.raises(UsageError, match=r"limit 30: only 1[0-9] images"):
         choose_inputs(config(limit=30), data)
 
 

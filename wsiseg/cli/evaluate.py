@@ -59,10 +59,10 @@ def command(
     Writes OUT/metrics.json, per_image.csv, confusion.png, panels/ and report.html.
     """
     from wsiseg.cli.progress import Progress
-    from wsiseg.datasets.base import Subset, fold_split, parse_fold
+    from wsiseg.datasets.base import Subset, fold_split, numbered_as, parse_fold
     from wsiseg.datasets.table import dataset_mapping, open_dataset
     from wsiseg.models.checkpoint import load_model
-    from wsiseg.training.evaluate import Measuring, check_classes, evaluate
+    from wsiseg.training.evaluate import Measuring, evaluate
     from wsiseg.training.results import claim_results, warn_of_training_images, write_results
 
     described = dataset_mapping(name)
@@ -70,7 +70,7 @@ def command(
     if fold is not None:
         dataset = Subset(dataset, fold_split(dataset.groups, *parse_fold(fold))[1])
     segmenter = load_model(model, device=device)
-    check_classes(segmenter.info.classes, dataset.classes)
+    dataset = numbered_as(dataset, segmenter.info.classes)
     warn_of_training_images(segmenter.info.card, described, dataset.names)
     claim_results(out)  # a folder that cannot be written ends here, before the work
     how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes, raw)

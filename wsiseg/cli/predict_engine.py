@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from wsiseg.cli.predict_settings import Settings
-from wsiseg.errors import ModelError, UsageError
+from wsiseg.errors import UsageError
 from wsiseg.inference.runtime import find_openvino
 from wsiseg.models.devices import cuda_count, pick_device
 
@@ -71,10 +71,7 @@ def devices(settings: Settings) -> list[str]:
         UsageError: one is not there, or the options contradict one another.
     """
     if settings.gpus is None:
-        try:
-            pick_device(settings.device)
-        except ModelError as e:
-            raise UsageError(str(e)) from e
+        pick_device(settings.device)
         return [settings.device] * (settings.processes or 1)
     numbers = [part.strip() for part in settings.gpus.split(",")]
     if not all(part.isascii() and part.isdigit() for part in numbers):
@@ -90,7 +87,7 @@ def devices(settings: Settings) -> list[str]:
     for name in names:
         try:
             pick_device(name)
-        except ModelError as e:
+        except UsageError as e:
             raise UsageError(f"--gpus {settings.gpus}: {_gpus_here(name)}") from e
     return [names[k % len(names)] for k in range(count)]
 

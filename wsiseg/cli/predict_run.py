@@ -16,7 +16,7 @@ from wsiseg.cli.predict_engine import check_engine, gather, is_shared
 from wsiseg.cli.predict_known import first_files, stamps
 from wsiseg.cli.predict_settings import IMAGE_SUFFIXES, SCANNER_SUFFIXES, Settings
 from wsiseg.cli.predict_slides import Slides
-from wsiseg.errors import ModelError, OutputError, UsageError
+from wsiseg.errors import OutputError, UsageError
 from wsiseg.geometry import Grid, Size
 from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome, Task, collect, run_tasks
 from wsiseg.inference.engine import resolve_precision
@@ -211,10 +211,7 @@ class _Table:
 
 
 def _load(settings: Settings) -> Segmenter:
-    try:
-        device = pick_device(settings.device)
-    except ModelError as e:
-        raise UsageError(str(e)) from e
+    device = pick_device(settings.device)
     with memory_said(device):
         segmenter = load_model(settings.model, device=settings.device)
     if settings.runtime == "torch":

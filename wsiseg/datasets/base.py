@@ -128,6 +128,57 @@ class Subset(LabelledDataset):
         return tuple(whole[i] for i in self._indices)
 
 
+class Renumbered(LabelledDataset):
+    """A data set whose classes have the names and the order of a model's."""
+
+    def __init__(self, whole: LabelledDataset, classes: Classes) -> None:
+        """`whole` with its classes numbered as those of `classes` of the same names.
+
+        Raises:
+            DatasetError: the names differ by more than case and order.
+        """
+        places = {_plain(name): k for k, name in enumerate(classes.names)}
+        own = [_plain(name) for name in whole.classes.names]
+        if sorted(own) != sorted(places):
+            raise DatasetError(
+                f"the data set's classes ({', '.join(whole.classes.names)}) are not the model's "
+                f"({', '.join(classes.names)}); name them alike in a YAML file for --dataset"
+            )
+        self._whole = whole
+        self._numbers = np.arange(256, dtype=np.uint8)  # what is no class stays what it was
+        self._numbers[: len(own)] = [places[name] for name in own]
+        self.classes, self.mpp = classes, whole.mpp
+        self.measuring, self.terms = whole.measuring, whole.terms
+        self.folder, self.names, self.groups = whole.folder, whole.names, whole.groups
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        item = self._whole[index]
+        return item._replace(mask=self._numbers[item.mask])
+
+    def mask(self, index: int) -> UInt8:
+        """As that of the whole, in other numbers."""
+        found: UInt8 = self._numbers[self._whole.mask(index)]
+        return found
+
+    @property
+    def files(self) -> tuple[int, ...]:
+        """As those of the whole."""
+        return self._whole.files
+
+
+def numbered_as(dataset: LabelledDataset, classes: Classes) -> LabelledDataset:
+    """A data set with the names and the order of a model's classes.
+
+    Raises:
+        DatasetError: the names differ by more than case and order.
+    """
+    return dataset if dataset.classes.names == classes.names else Renumbered(dataset, classes)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
+
+
 def grouped_split(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
     """(training, validation) indices with whole groups on one side.
 

@@ -154,7 +154,7 @@ def load_model(name_or_path: str | Path, *, device: str = "auto") -> Segmenter:
 
     Raises:
         CheckpointError: no such model or file, or a file that is not what was expected.
-        ModelError: a device that is not there.
+        UsageError: a device that is not there.
     """
     target = pick_device(device)
     entry, path = zoo.find(name_or_path)
@@ -203,7 +203,7 @@ def load_extractor(
             weights (EXTRACTORS[name].options: timesteps, taps, conditioning).
 
     Raises:
-        CheckpointError, ModelError: as for `load_model`.
+        CheckpointError, ModelError, UsageError: as for `load_model`.
         ConfigError: options that cannot be.
     """
     target = pick_device(device)

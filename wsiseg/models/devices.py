@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from wsiseg.errors import ModelError
+from wsiseg.errors import UsageError
 
 
 def pick_device(name: str) -> torch.device:
     """The device of a name; `auto` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        ModelError: the device is unknown or not there.
+        UsageError: the device is unknown or not there.
     """
     mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -19,14 +19,14 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as e:
-        raise ModelError(f"device {name!r}: use auto, cpu, cuda, cuda:N or mps") from e
+        raise UsageError(f"device {name!r}: use auto, cpu, cuda, cuda:N or mps") from e
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": mps,
     }
     if not there.get(device.type, False):
-        raise ModelError(f"device {name}: not there; use --device auto or cpu")
+        raise UsageError(f"device {name}: not there; use --device auto or cpu")
     return device
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from wsiseg.classes import IGNORE, Classes
-from wsiseg.datasets.base import LabelledDataset, LabelledImage
-from wsiseg.errors import ModelError
+from wsiseg.classes import IGNORE
+from wsiseg.datasets.base import LabelledDataset, LabelledImage, numbered_as
 from wsiseg.models.segmenter import ModelInfo, Segmenter
 from wsiseg.training.calibration import Reliability
 from wsiseg.training.findings import filled, found_labels, found_objects, without_small
@@ -92,17 +91,16 @@ def evaluate(
     """Compare predictions with the labels of a data set.
 
     Args:
-        segmenter: a model with the classes of the data set.
+        segmenter: a model with the classes of the data set, in any order and case.
         dataset: labelled images; one is held at a time.
         indices: which images; default all.
         how: seeds, views and what counts as an object.
         progress: called with (images done, images in all).
 
     Raises:
-        ModelError: the classes differ from those of the data set.
-        DatasetError: images that cannot be read.
+        DatasetError: classes that are not those of the model; images that cannot be read.
     """
-    check_classes(segmenter.info.classes, dataset.classes)
+    dataset = numbered_as(dataset, segmenter.info.classes)
     how = how or Measuring()
     wanted = range(len(dataset)) if indices is None else indices
     count = len(dataset.classes)
@@ -164,16 +162,3 @@ def _add(
             "object_hausdorff": scores.hausdorff,
         }
     tally.rows[item.name] = row
-
-
-def check_classes(model: Classes, data: Classes) -> None:
-    """Refuse a model whose class names are not the data set's.
-
-    Raises:
-        ModelError: they differ.
-    """
-    if model.names != data.names:
-        raise ModelError(
-            f"the model's classes ({', '.join(model.names)}) are not the data set's "
-            f"({', '.join(data.names)})"
-        )

@@ -77,10 +77,11 @@ def pretrain(
 
     Raises:
         UsageError: the configuration has no such stage; the stage was run already and `resume` is
-            off, or its configuration or files differ; a batch that the processes cannot share.
+            off, or its configuration or files differ; a batch that the processes cannot share; the
+            device is not there.
         DatasetError: a source matches no file.
         CheckpointError: an earlier stage is missing or damaged.
-        ModelError: the device is not there, or the loss is no longer finite.
+        ModelError: the loss is no longer finite.
         OutputError: the run folder cannot be written.
     """
     chosen_stages(config, [stage])

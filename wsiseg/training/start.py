@@ -66,9 +66,10 @@ def starting_point(
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        UsageError: a frozen network with random weights; a head to go on with and no model.
+        UsageError: a frozen network with random weights; a head to go on with and no model; a
+            device that is not there.
         ConfigError: an extractor that is not the one of the file.
-        CheckpointError, ModelError: the file or the device cannot be used.
+        CheckpointError, ModelError: the file cannot be used.
     """
     named = "name" in config.extractor
     chosen = given is not None

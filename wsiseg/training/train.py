@@ -112,6 +112,7 @@ def choose_inputs(config: TrainConfig, dataset: LabelledDataset) -> Inputs:
 
     Raises:
         DatasetError: no image is left to train on; a class without pixels.
+        UsageError: a limit above the number of images.
     """
     if not len(dataset):
         raise DatasetError("the part of the data set holds no image; choose another --split")
@@ -123,7 +124,7 @@ def choose_inputs(config: TrainConfig, dataset: LabelledDataset) -> Inputs:
         )
     if config.limit:
         if config.limit > len(training):
-            raise DatasetError(
+            raise UsageError(
                 f"limit {config.limit}: only {len(training)} images are left for training"
             )
         order = np.random.default_rng((config.seed, 3)).permutation(len(training))
