@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -237,8 +238,17 @@ def replace_folder(path: Path, build: Callable[[Path], None]) -> None:
         new.rename(path)
         sync_folder(path.parent)
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
+        _remove_tree(new)
         raise
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder in which threads of zarr may still be writing, as after a full disk."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def discard(path: Path, *, keep_new: bool = False) -> None:

@@ -1,0 +1,88 @@
+"""examples/label_efficiency.py: a curve of Dice against labelled images, by running it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "label_efficiency.py"
+EXTRACTOR = "{name: genselfdiff, dim: 8, mults: [1, 2], tile_px: 32}"
+TRAIN = f"""
+extractor: {EXTRACTOR}
+head: {{name: linear}}
+trainable: all
+mpp: 1.24
+window_px: 32
+patch_tiles: [1, 1]
+validation_share: 0
+loop: {{steps: 2, batch_size: 2, warmup_steps: 0}}
+"""
+PRETRAIN = f"""
+mpp: 1.24
+extractor: {EXTRACTOR}
+sources: [{{path: "train_*.png", exclude: "*_anno.png", mpp: 0.62}}]
+crop_px: 32
+loop: {{steps: 1, batch_size: 2, warmup_steps: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def glas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images to train on and two to measure on, in GlaS' layout, with two configurations."""
+    folder = tmp_path_factory.mktemp("glas")
+    rows, rng = "", np.random.default_rng(0)
+    for i, name in enumerate([*(f"train_{k}" for k in range(4)), "testA_1", "testA_2"]):
+        image, labels = Image.new("RGB", (96, 80), (230, 170, 200)), Image.new("L", (96, 80))
+        x, y = (int(v) for v in rng.integers(20, 60, 2))
+        ImageDraw.Draw(image).ellipse((x - 15, y - 15, x + 15, y + 15), (110, 60, 150))
+        ImageDraw.Draw(labels).ellipse((x - 15, y - 15, x + 15, y + 15), 1)
+        image.save(folder / f"{name}.png")
+        labels.save(folder / f"{name}_anno.png")
+        rows += f"{name},{i},benign,healthy\n"
+    (folder / "Grade.csv").write_text("name, patient ID,grade (GlaS),x\n" + rows)
+    (folder / "tiny.yaml").write_text(TRAIN)
+    (folder / "pretrain.yaml").write_text(PRETRAIN)
+    return folder
+
+
+def python(*words: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_curve_is_measured_and_gone_on_with(glas: Path, tmp_path: Path) -> None:
+    pretrain = ["pretrain", "--config", glas / "pretrain.yaml", "--data", glas]
+    python("-m", "wsiseg.cli", *pretrain, "--out", tmp_path / "pre")
+    tiny, pretrained = glas / "tiny.yaml", tmp_path / "pre" / "extractor.safetensors"
+    out = tmp_path / "curve"
+    words = [SCRIPT, glas, out, tiny, f"{tiny}={pretrained}", "--images", "2", "0"]
+    assert "tiny-pretrained: 4 images, seed 0: Dice 0." in python(*words)
+    table = json.loads((out / "label_efficiency.json").read_text())
+    assert {name: sorted(row) for name, row in table.items()} == {
+        "tiny": ["2", "4"],
+        "tiny-pretrained": ["2", "4"],
+    }
+    assert table["tiny"] != table["tiny-pretrained"]
+    for name, row in table.items():
+        for count, values in row.items():
+            run = out / f"{name}-{count if count == '2' else 'all'}-0"
+            measured = json.loads((run / "testA" / "metrics.json").read_text())
+            assert values == [measured["pixel"]["dice"]]
+    images = [json.loads((out / f"{n}-2-0" / "inputs.json").read_text())["images"] for n in table]
+    assert images[0] == images[1], "a seed draws the same images for all methods"
+    with Image.open(out / "label_efficiency.png") as picture:
+        assert picture.size[0] > 500
+
+    models = {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
+    assert python(*words).count("Dice 0.") == 4
+    assert len(models) == 4
+    assert all(file.stat().st_mtime_ns == when for file, when in models.items())
