@@ -1,13 +1,13 @@
 """Dice on GlaS testA against the number of labelled images: trains, measures, draws.
 
     python examples/label_efficiency.py DATA/glas runs/labels small/res-unet
-    python examples/label_efficiency.py DATA/glas runs/labels --seeds 0 1 2 \
-        glas-small glas-small=runs/pretrain/extractor.safetensors
+    python examples/label_efficiency.py DATA/glas runs/labels \
+        few-labels few-labels=runs/few/extractor.safetensors --images 5 10 20 40 0 --seeds 0 1 2
 
 A configuration that starts from a pretrained extractor names its file after a `=` and is called
 CONFIG-pretrained. Every run is a folder OUT/METHOD-IMAGES-SEED; what is complete is not done again,
 so the same command goes on where it was stopped. OUT/label_efficiency.png and .json hold the
-result. A seed draws the same images for all methods.
+result. A seed draws the same images for all configurations of one `validation_share`.
 """
 
 import argparse
@@ -29,13 +29,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], help="passed to every training")
     words = parser.parse_args()
+    methods: dict[str, tuple[str, str]] = {}
+    for config, _, extractor in (text.partition("=") for text in words.configs):
+        name = Path(config).stem + ("-pretrained" if extractor else "")
+        if name in methods:
+            parser.error(f"two methods are called {name}; measure them in two folders")
+        methods[name] = config, extractor
     table: dict[str, dict[int, list[float]]] = {}
     for seed in words.seeds:
         for limit in words.images:
-            for config, _, extractor in (text.partition("=") for text in words.configs):
-                name = Path(config).stem + ("-pretrained" if extractor else "")
+            for name, method in methods.items():
                 run = words.out / f"{name}-{limit or 'all'}-{seed}"
-                count, dice = measured(words, (config, extractor), limit, seed, run)
+                count, dice = measured(words, method, limit, seed, run)
                 table.setdefault(name, {}).setdefault(count, []).append(dice)
                 print(f"{name}: {count} images, seed {seed}: Dice {dice:.4f}", flush=True)
     (words.out / "label_efficiency.json").write_text(json.dumps(table, indent=1) + "\n")
@@ -47,14 +52,19 @@ def measured(
 ) -> tuple[int, float]:
     """(images trained on, Dice on testA) of one run, done if it is not there yet."""
     config, extractor = method
-    report = run / "testA" / "metrics.json"
+    report, made = run / "testA" / "metrics.json", run / "train.json"
     glas = ["--dataset", "glas", "--data", words.data]
+    train = ["train", *glas, "--config", config]
+    train += ["--set", f"seed={seed}", *(w for s in words.set for w in ("--set", s))]
+    train += ["--limit", str(limit)] if limit else []
+    train += ["--extractor", extractor] if extractor else []
+    if made.exists() and json.loads(made.read_text()) != train:
+        raise SystemExit(f"{run}: was made by another command ({made}); use another OUT")
     if not report.exists():
-        train = ["train", *glas, "--config", config, "--out", str(run), "--resume"]
-        train += ["--set", f"seed={seed}", *(w for s in words.set for w in ("--set", s))]
-        train += ["--limit", str(limit)] if limit else []
-        train += ["--extractor", extractor] if extractor else []
-        wsiseg(*train)
+        again = ["--resume"] if run.exists() else []
+        run.mkdir(parents=True, exist_ok=True)
+        made.write_text(json.dumps(train))
+        wsiseg(*train, "--out", str(run), *again)
         model = str(run / "model.safetensors")
         where = ["--split", "testA", "--panels", "0", "--out", str(report.parent)]
         wsiseg("evaluate", "--model", model, *glas, *where)

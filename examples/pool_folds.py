@@ -25,7 +25,7 @@ def read(folder: Path) -> tuple[str, list[str], Matrix]:
     """
     try:
         found = json.loads((folder / "metrics.json").read_text())
-        names = [row["name"] for row in found["dataset"]["classes"]]
+        names = [str(name) for name in found["classes"]]
         return str(found["fold"]), names, np.array(found["pixel"]["confusion"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise SystemExit(f"{folder}: no metrics.json of wsiseg evaluate ({e!r})") from e

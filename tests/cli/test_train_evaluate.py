@@ -153,6 +153,27 @@ def test_classes_of_the_data_may_stand_in_another_order(
     assert one["object"] == other["object"]
 
 
+def test_folds_are_pooled(folder: Path, run: Path, tmp_path: Path) -> None:
+    for k in "12":
+        assert measure(folder, run, tmp_path / k, "--fold", f"{k}/3").returncode == 0
+    script = Path(__file__).resolve().parents[2] / "examples" / "pool_folds.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "1", tmp_path / "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    heads, _, one, other, both = done.stdout.splitlines()
+    assert [h.strip() for h in heads.split("|")[5:7]] == ["Dice ground", "IoU ground"]
+    matrix = sum(
+        np.array(json.loads((tmp_path / k / "metrics.json").read_text())["pixel"]["confusion"])
+        for k in "12"
+    )
+    assert both.startswith(f"| all | {np.trace(matrix) / matrix.sum():.3f} |")
+    assert (one[:7], other[:7]) == ("| 1/3 |", "| 2/3 |")
+
+
 def test_resuming_what_is_complete_changes_nothing(folder: Path, run: Path) -> None:
     before = (run / "log.csv").read_text()
     words = ["train", "--dataset", folder / "data.yaml", "--data", folder]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,13 @@ import pytest
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.datasets.augment import AugmentConfig
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
-from wsiseg.training.patches import FILES_AT_ONCE, ImageStore, Patches, to_resolution
+from wsiseg.training.patches import (
+    FILES_AT_ONCE,
+    ImageStore,
+    Patches,
+    to_resolution,
+    warn_of_enlarging,
+)
 
 
 class Numbered(LabelledDataset):
@@ -111,3 +118,12 @@ def test_resolution() -> None:
     stretched = to_resolution(image, mask, ratio=0.5, resize_px=16)
     assert stretched[0].shape == (16, 16, 3)
     assert stretched[1].shape == (16, 16)
+
+
+def test_images_coarser_than_the_model_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"read at 0\.5 um per pixel and enlarged to the 0\.25 of"):
+        warn_of_enlarging(0.5, 0.25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_enlarging(0.62, 0.5)
+        warn_of_enlarging(0.25, 1.0)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from wsiseg.cli import cli
 from wsiseg.config import from_mapping
 from wsiseg.datasets.glas import GlaS
-from wsiseg.errors import CheckpointError, ConfigError, DatasetError, ModelError, UsageError
+from wsiseg.errors import CheckpointError, ConfigError, DatasetError, UsageError
 from wsiseg.models.checkpoint import load_extractor, load_model, read_card
 from wsiseg.training.evaluate import evaluate
 from wsiseg.training.pretrain import PretrainConfig, pretrain

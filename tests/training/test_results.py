@@ -65,7 +65,10 @@ def test_images_that_a_model_or_what_it_came_from_learnt_are_told(depth: int) ->
         card = {"dataset": {"name": "glas"}, "training_images": ["c"], "extractor": card}
     with pytest.warns(UserWarning, match="1 of the 2 images were in the model's training"):
         warn_of_training_images(card, data, ["b", "d"])
+    with pytest.warns(UserWarning, match="1 of the 2 images"):  # the same images, other labels
+        warn_of_training_images(card, {**data, "classes": "grades"}, ["b", "d"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_training_images(card, {"name": "bcss"}, ["b", "d"])
+        warn_of_training_images(card, {**data, "images": "other/*.png"}, ["b", "d"])
         warn_of_training_images(card, data, ["d"])

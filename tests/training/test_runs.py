@@ -328,11 +328,16 @@ def test_other_labels_are_another_run(tmp_path: Path) -> None:
             item = super().__getitem__(index)
             return item._replace(mask=(1 - item.mask).astype(np.uint8))
 
+    class Restained(Discs):
+        def __getitem__(self, index: int) -> LabelledImage:
+            item = super().__getitem__(index)
+            return item._replace(image=item.image // 2)
+
     class Renamed(Discs):
         classes = Classes((TissueClass("ground", (0, 0, 0)), TissueClass("spot", (90, 0, 90))))
 
     interrupt(config(), tmp_path, after=2)
-    for other in (Inverted(), Renamed(), Discs(10)):
+    for other in (Inverted(), Restained(), Renamed(), Discs(10)):
         with pytest.raises(UsageError, match="another extractor, other images or labels"):
             fit(config(), tmp_path, resume=True, data=other)
 

@@ -121,6 +121,29 @@ def test_copies_are_held_out_together(tmp_path: Path) -> None:
     assert len(most.training) == most.held_out_images == 2
 
 
+def test_a_patient_is_on_one_side_in_all_sources(tmp_path: Path) -> None:
+    for patient in range(12):
+        paint(tmp_path / "normal" / f"p{patient:02d}_n.png", 10)
+        if patient % 3:  # other patients, so that each source by itself would draw others
+            paint(tmp_path / "tumour" / f"p{patient:02d}_t.png", 20)
+    sources = [
+        SourceConfig(f"{kind}/*.png", group="^(p[0-9]+)_", label=kind)
+        for kind in ("normal", "tumour")
+    ]
+    for seed in range(5):
+        pools = load(tmp_path, *sources, validation_share=0.3, seed=seed)
+        held, kept = ({n[:3] for n in names(p)} for p in (pools.held_out, pools.training))
+        assert held
+        assert held.isdisjoint(kept)
+
+
+def test_files_without_a_group_are_warned_of(tmp_path: Path) -> None:
+    for name in ("g1_a", "g2_a", "colonn7"):
+        paint(tmp_path / f"{name}.png", 10)
+    with pytest.warns(UserWarning, match=r"finds nothing in 1 of 3 names, such as colonn7\.png"):
+        load(tmp_path, SourceConfig("*.png", group="(g[0-9]+)_"), validation_share=0.3)
+
+
 def test_some_files_are_evenly_spread(tmp_path: Path) -> None:
     for number in range(10):
         paint(tmp_path / f"a_{number}.png", number)

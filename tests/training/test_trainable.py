@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,17 @@ def test_a_trained_head_is_gone_on_with(tmp_path: Path) -> None:
     other = config("none", head={"name": "fcn", "widths": [16, 8, 8]})
     with pytest.raises(UsageError, match="other classes or widths"):
         train(other, Squares(), load_model(first, device="cpu"), out=tmp_path / "c")
+
+
+def test_post_processing_that_is_left_behind_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = config("none", objects={"min_area_um2": 50.0})
+    first = train(own, Squares(), build_extractor(EXTRACTOR), out=tmp_path / "a")
+    with pytest.warns(UserWarning, match="the post-processing of a is not taken over"):
+        train(config("none"), Squares(), load_model(first, device="cpu"), out=tmp_path / "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(own, Squares(), load_model(first, device="cpu"), out=tmp_path / "c")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def command(
     from wsiseg.datasets.table import dataset_mapping, open_dataset
     from wsiseg.models.checkpoint import load_model
     from wsiseg.training.evaluate import Measuring, evaluate
+    from wsiseg.training.patches import warn_of_enlarging
     from wsiseg.training.results import claim_results, warn_of_training_images, write_results
 
     described = dataset_mapping(name)
@@ -71,6 +72,8 @@ def command(
         dataset = Subset(dataset, fold_split(dataset.groups, *parse_fold(fold))[1])
     segmenter = load_model(model, device=device)
     dataset = numbered_as(dataset, segmenter.info.classes)
+    if segmenter.info.resize_px is None:
+        warn_of_enlarging(dataset.mpp, segmenter.info.mpp)
     warn_of_training_images(segmenter.info.card, described, dataset.names)
     claim_results(out)  # a folder that cannot be written ends here, before the work
     how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes, raw)

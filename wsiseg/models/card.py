@@ -51,7 +51,8 @@ def add_to_card(
     )
     kept = dict(segmenter.info.card)
     if settings:
-        kept.pop("metrics", None)  # measured with other settings
+        for measured in ("metrics", "validation"):  # with other settings
+            kept.pop(measured, None)
     card = {**kept, **statements}
     licence = segmenter.info.licence
     save_checkpoint(out, segmenter, card=card, licence=licence, dtype="float16")

@@ -10,6 +10,7 @@ the rest is read again when its turn comes. Images of one file are taken close t
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.errors import ConfigError, DatasetError
 from wsiseg.geometry import Point
+from wsiseg.slides.slide import COARSE
 from wsiseg.training.background import Background
 
 UInt8 = npt.NDArray[np.uint8]
@@ -145,6 +147,17 @@ def to_resolution(
     size = (resize_px, resize_px)
     labels = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
     return stretch(image, resize_px), np.asarray(labels)
+
+
+def warn_of_enlarging(mpp: float, model_mpp: float) -> None:
+    """Warn where labelled images are much coarser than what a model is made for."""
+    if mpp > COARSE * model_mpp:
+        warnings.warn(
+            f"the images are read at {mpp:g} um per pixel and enlarged to the {model_mpp:g} of the "
+            "model, which on slides sees sharper ones; choose a finer mpp of the data set (in a "
+            "YAML file for --dataset) or another mpp of the run",
+            stacklevel=2,
+        )
 
 
 def stretch(image: UInt8, side_px: int) -> UInt8:

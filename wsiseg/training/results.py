@@ -26,6 +26,9 @@ from wsiseg.training.panels import panel_file, write_panel
 from wsiseg.training.published import published_rows
 from wsiseg.training.report import Pictures, write_report
 
+_OF_LABELS = ("classes", "ignore", "terms", "group", "parts", "masks", "instances")
+"""Options of data sets that say nothing of the images."""
+
 
 def warn_of_training_images(
     card: Mapping[str, Any], dataset: Mapping[str, Any], names: Sequence[str]
@@ -34,11 +37,12 @@ def warn_of_training_images(
 
     The cards of what it was trained from lie inside its own.
     """
+    wanted = {k: v for k, v in dataset.items() if k not in _OF_LABELS}
     learnt: set[str] = set()
     about: Any = card
     while isinstance(about, Mapping):
         own, images = about.get("dataset"), about.get("training_images")
-        fits = isinstance(own, Mapping) and all(own.get(k) == v for k, v in dataset.items())
+        fits = isinstance(own, Mapping) and all(own.get(k) == v for k, v in wanted.items())
         if fits and isinstance(images, list):
             learnt.update(str(name) for name in images)
         about = about.get("extractor")
@@ -98,6 +102,7 @@ def write_results(
         "sha256": info.sha256,
         "licence": info.licence,
         **about,
+        "classes": list(dataset.classes.names),
         "tta": how.tta,
         "seeds": list(how.seeds),
         "min_object_um2": how.min_object_um2,

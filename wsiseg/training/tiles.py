@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -183,7 +184,8 @@ def load_pools(
 
     Of each source the groups that hold out `validation_share` of them, rounded up, are drawn by
     the seed, but never more than half; one with a single group is trained on. A file that several
-    sources name is on one side for all of them.
+    sources name, and a group that their expressions find, is on one side for all of them. Files in
+    which an expression finds nothing are warned of.
 
     Args:
         sources: what to read.
@@ -200,6 +202,7 @@ def load_pools(
     cache, slides = ImageCache(round(memory_gb * 1e9)), OpenSlides()
     files: dict[tuple[Path, float | None], TissueFile] = {}
     sides: dict[Path, bool] = {}
+    groups_held: dict[str, bool] = {}
     training: list[list[TissueFile]] = []
     held: list[list[TissueFile]] = []
     try:
@@ -208,7 +211,9 @@ def load_pools(
                 if (path, source.mpp) not in files:
                     files[path, source.mpp] = _open(path, source.mpp, mpp, cache, slides)
             own = _with_tissue([files[p, source.mpp] for p in paths], root / source.path)
-            _divide(own, source, sides, validation_share, np.random.default_rng((seed, 7)))
+            _warn_of_groups(source, paths)
+            rng = np.random.default_rng((seed, 7))
+            _divide(own, source, sides, groups_held, validation_share, rng)
             training.append([f for f in own if not sides[f.path]])
             held.append([f for f in own if sides[f.path]])
             if not training[-1]:
@@ -237,19 +242,38 @@ def _pool(sources: Sequence[SourceConfig], groups: Sequence[Sequence[TissueFile]
     )
 
 
+def _warn_of_groups(source: SourceConfig, paths: Sequence[Path]) -> None:
+    """Say of how many files of a source its expression tells no group."""
+    lost = [p for p in paths if source.group and not re.search(source.group, p.name)]
+    if lost:
+        warnings.warn(
+            f"source {source.path}: group {source.group!r} finds nothing in {len(lost)} of "
+            f"{len(paths)} names, such as {lost[0].name}; each of them is held out by itself, and "
+            "copies of it or images of its patient may be trained on",
+            stacklevel=2,
+        )
+
+
 def _divide(
     files: Sequence[TissueFile],
     source: SourceConfig,
     sides: dict[Path, bool],
+    groups_held: dict[str, bool],
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Say of each file that is not in `sides` yet whether it is held out."""
-    groups = sorted({source.group_of(f.path) for f in files})
+    """Say of each file that is not in `sides` yet whether it is held out, and of each group that
+    an expression found and is not in `groups_held` yet."""
+    keys = {f.path: source.group_of(f.path) for f in files}
+    groups = sorted(set(keys.values()))
+    settled = groups_held if source.group else {}
+    left = [key for key in groups if key not in settled]
     count = min(int(np.ceil(share * len(groups))), len(groups) // 2)
-    chosen = {groups[int(i)] for i in rng.permutation(len(groups))[:count]}
-    for file in files:
-        sides.setdefault(file.path, source.group_of(file.path) in chosen)
+    count -= sum(settled.get(key, False) for key in groups)
+    chosen = {left[int(i)] for i in rng.permutation(len(left))[: max(0, count)]}
+    settled |= {key: key in chosen for key in left}
+    for path, key in keys.items():
+        sides.setdefault(path, settled[key])
 
 
 def _paths(source: SourceConfig, root: Path) -> list[Path]:

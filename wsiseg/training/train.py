@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from wsiseg.training.finish import write_models
 from wsiseg.training.head_task import HeadTask, Inputs
 from wsiseg.training.loop import claim_run, resume_step, run_loop
 from wsiseg.training.losses import frequency_weights
-from wsiseg.training.patches import ImageStore, Patches, UInt8, to_resolution
+from wsiseg.training.patches import ImageStore, Patches, UInt8, to_resolution, warn_of_enlarging
 from wsiseg.training.processes import Processes
 from wsiseg.training.train_config import FeatureCacheConfig, TrainConfig
 
@@ -76,6 +77,8 @@ def train(
         raise ConfigError(f"loop.batch_size: must be a multiple of {processes.count} processes")
     inputs = choose_inputs(config, dataset)
     if processes.first:
+        if config.resize_px is None:
+            warn_of_enlarging(dataset.mpp, _mpp(config))
         if resume and not out.exists():
             warnings.warn(f"{out}: there is no run to resume; a new one begins", stacklevel=2)
         claim_run(out, config, resume=resume)
@@ -228,6 +231,12 @@ def _segmenter(
         raise UsageError(f"head {model.head['name']}: has no weights to train; use another head")
     if isinstance(start, Segmenter):
         _continue_head(segmenter, start)
+        if start.info.objects not in (config.objects, type(config.objects)()):
+            warnings.warn(
+                f"the post-processing of {start.info.name} is not taken over; set `objects` to what"
+                " wsiseg models show says of it, or later by wsiseg models card --set",
+                stacklevel=3,
+            )
     return segmenter
 
 
@@ -259,6 +268,7 @@ def _claim_inputs(
         "mpp": inputs.dataset.mpp,
         "images": [names[i] for i in inputs.training],
         "pixels": inputs.pixels.tolist(),
+        "look": [zlib.crc32(inputs.dataset[i].image.tobytes()) for i in inputs.training[::-1][:2]],
         "validation": [names[i] for i in inputs.validation],
     }
     if batches.background is not None:
