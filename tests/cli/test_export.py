@@ -17,6 +17,7 @@ from wsiseg.classes import Classes, TissueClass
 from wsiseg.cli import cli
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Grid, Size
+from wsiseg.lease import Locks
 from wsiseg.slides.phantom import write_phantom
 
 
@@ -147,12 +148,37 @@ def test_outputs_of_two_canvases_are_not_mixed(
     before = sidecar(out)
     result = export(theirs.path, "--out", out, "--only", "overview")
     assert result.exit_code == 1
-    assert "tells of another slide or model" in result.output
+    assert "tells of another slide, model or setting" in result.output
     assert sidecar(out) == before
     assert export(theirs.path, "--out", out).exit_code == 0
     monkeypatch.chdir(canvas.path)
     assert export(".", "--out", tmp_path / "here").exit_code == 0
     assert (tmp_path / "here" / "one.two.json").is_file()
+
+
+def test_a_canvas_that_is_worked_on_is_left_alone(canvas: Canvas, tmp_path: Path) -> None:
+    lease = Locks().take(tmp_path / "one.two.lock")
+    assert lease is not None
+    with lease:
+        result = export(canvas.path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "is at work on it; export it afterwards" in result.output
+    assert not (tmp_path / "out").exists()
+    assert export(canvas.path, "--out", tmp_path / "out").exit_code == 0
+    assert not list(tmp_path.glob("*.lock*"))
+
+
+def test_files_of_one_canvas_with_other_settings_are_not_mixed(
+    canvas: Canvas, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert export(canvas.path, "--out", out).exit_code == 0
+    before = sidecar(out)
+    for changed in ({"parameters": {"tta": True}}, {"slide": {"size": [199, 160]}}):
+        Canvas.open(canvas.path, writable=True).update_record(**changed)
+        result = export(canvas.path, "--out", out, "--only", "geojson")
+        assert "tells of another slide, model or setting" in result.output
+        assert sidecar(out) == before
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,12 @@ def test_outputs_of_another_slide_are_not_taken_for_done(
         result = run(phantom, "--out", out, *setting)
         assert result.code == 1
         assert f"outputs of other settings ({named} differs)" in result.err
+    record = json.loads((out / "colon.json").read_text())
+    framed = {**record, "slide": {**record["slide"], "size": [590, 500]}}
+    (out / "colon.json").write_text(json.dumps(framed))
+    result = run(phantom, "--out", out)
+    assert "outputs of another frame (--coords) (size differs)" in result.err
+    (out / "colon.json").write_text(json.dumps(record))
     result = run(phantom, "--out", out, "--tolerance", 0)
     assert "skipped (--overwrite makes them again); its polygons were made with other" in result.out
     assert "its outputs are complete" in run(phantom, "--out", out, "--dry-run").out

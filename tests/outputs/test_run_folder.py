@@ -41,8 +41,7 @@ def test_slides_without_a_sidecar(out: Path) -> None:
     (out / "left.canvas").mkdir()
     (out / "s.canvas").mkdir()
     (out / "summary.csv").write_text(
-        "path,status,seconds,error\nx/gone.svs,failed,1.5,cut short\nx/s.svs,failed,1,older\n"
-        "x/fine.svs,ok,1,\n"
+        "path,status,seconds,error\nx/gone.svs,failed,1.5,cut short\nx/fine.svs,ok,1,\n"
     )
     found = {r.stem: r for r in read_run(out)}
     assert {k: r.status for k, r in found.items()} == {
@@ -52,6 +51,14 @@ def test_slides_without_a_sidecar(out: Path) -> None:
         "fine": "damaged",  # its record is gone
     }
     assert (found["gone"].error, found["gone"].seconds) == ("cut short", 1.5)
+
+
+def test_what_failed_is_told_beside_a_record_of_that_name(out: Path) -> None:
+    (out / "summary.csv").write_text(
+        "path,stem,status,error\na/s.svs,s,ok,\nb/s.svs,s,failed,outputs of another slide\n"
+    )
+    found = [(r.stem, r.status, r.error) for r in read_run(out)]
+    assert found == [("s", "ok", ""), ("s", "failed", "outputs of another slide")]
 
 
 def test_files_outside_the_folder_are_not_named(out: Path) -> None:

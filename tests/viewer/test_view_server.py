@@ -24,8 +24,10 @@ import pytest
 from PIL import Image
 from viewer_run import ODD, Run
 
-from wsiseg.errors import UsageError
+from wsiseg.errors import SlideError, UsageError
+from wsiseg.outputs.run_folder import SlideResult
 from wsiseg.slides import open_slide
+from wsiseg.viewer.locate import find_slide
 from wsiseg.viewer.pool import Pool
 from wsiseg.viewer.server import Server, Site
 
@@ -199,6 +201,22 @@ def test_a_slide_that_is_not_there_or_another_one_is_not_shown(
         assert site.answer("slides/0/mask/0/0/0").status == 200
     with closing(Site(made_run.out, (other, below))) as site:  # of two of that name, the right one
         assert json.loads(site.answer("slides/0/info.json").body)["problems"] == []
+
+
+def test_a_slide_that_comes_later_is_shown(made_run: Run, tmp_path: Path) -> None:
+    with closing(Site(made_run.out, (tmp_path,))) as site:
+        assert "was not found" in json.loads(site.answer("slides/0/info.json").body)["problems"][0]
+        linked = tmp_path / "linked"
+        linked.symlink_to(made_run.slides, target_is_directory=True)
+        (tmp_path / "round").symlink_to(tmp_path, target_is_directory=True)
+        assert json.loads(site.answer("slides/0/info.json").body)["problems"] == []
+        assert site.answer("slides/0/slide/0/0/0").kind == "image/jpeg"
+
+
+def test_a_slide_without_a_record_is_not_called_another(made_run: Run) -> None:
+    result = SlideResult("a", slide="a.tif", status="failed")
+    with pytest.raises(SlideError, match="no record tells what was analysed"):
+        find_slide(result, (made_run.slides,))
 
 
 def test_a_damaged_mask_is_said(made_run: Run, tmp_path: Path) -> None:

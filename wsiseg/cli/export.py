@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,15 +79,16 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
             f"{path}: not a readable wsiseg canvas; give the STEM.canvas folders of wsiseg predict"
             " --keep-canvas"
         )
-    canvas = Canvas.open(path)
-    if "status" not in canvas.record:
-        raise CanvasError(f"{path}: the canvas is incomplete; finish it with wsiseg predict")
-    if damaged := canvas.recheck():
-        raise CanvasError(
-            f"{path}: {damaged} of its chunks are damaged; make it again with"
-            " wsiseg predict --overwrite --keep-canvas"
-        )
-    written = write_outputs(canvas, out, path.name.removesuffix(SUFFIX), options)
+    with _locked(path):
+        canvas = Canvas.open(path)
+        if "status" not in canvas.record:
+            raise CanvasError(f"{path}: the canvas is incomplete; finish it with wsiseg predict")
+        if damaged := canvas.recheck():
+            raise CanvasError(
+                f"{path}: {damaged} of its chunks are damaged; make it again with"
+                " wsiseg predict --overwrite --keep-canvas"
+            )
+        written = write_outputs(canvas, out, path.name.removesuffix(SUFFIX), options)
     polygons = written.polygons or {}
     if polygons.get("tolerance_raised"):
         used = f"{polygons['tolerance_um']:g} um, {polygons['vertices']} vertices"
@@ -93,3 +96,21 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
         click.echo(f"wsiseg: warning: {path}: polygons simplified to {used}", err=True)
     for file in written.paths:
         click.echo(str(file))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep a canvas from `predict`, which may remove or remake it while it is read."""
+    from wsiseg.errors import CanvasError
+    from wsiseg.lease import Locks
+
+    locks, lock = Locks(), path.with_name(f"{path.name.removesuffix(SUFFIX)}.lock")
+    with ExitStack() as held:
+        with suppress(OSError):  # a folder that cannot be written: nobody is at work there
+            lease = locks.settle(lock)
+            if lease is None:
+                raise CanvasError(
+                    f"{path}: {locks.holder(lock)} is at work on it; export it afterwards"
+                )
+            held.enter_context(lease)
+        yield

@@ -110,6 +110,7 @@ def _wanted(
     return {
         "another slide": ("slide", {"quickhash": slide.quickhash}),
         "another resolution": ("slide", {"mpp": slide.mpp}),
+        "another frame (--coords)": ("slide", {"size": list(slide.size)}),
         "another model": ("model", {"sha256": info.sha256}),
         "other settings": (
             "parameters",

@@ -104,8 +104,8 @@ def write_outputs(
     kept = _kept(folder, old, kinds)
     if kept and _who(old) != _who(canvas.record):
         raise OutputError(
-            f"{finals[-1]}: tells of another slide or model; choose another folder, or have all"
-            " files written anew"
+            f"{finals[-1]}: tells of another slide, model or setting; choose another folder, or"
+            " have all files written anew"
         )
     areas = class_areas(canvas)
     polygons: dict[str, Any] | None = None
@@ -143,13 +143,22 @@ def _kept(folder: Path, old: dict[str, Any], kinds: list[str]) -> dict[str, str]
     }
 
 
-def _who(record: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Slide and model of a record or sidecar, as far as they are told."""
-    slide, model = record.get("slide"), record.get("model")
-    return (
-        slide.get("quickhash") if isinstance(slide, Mapping) else None,
-        model.get("sha256") if isinstance(model, Mapping) else None,
-    )
+_SAME = {
+    "slide": ("quickhash", "size"),
+    "model": ("sha256",),
+    "parameters": ("mpp", "overlap_px", "seed", "tta", "tissue"),
+}
+"""What files that stand side by side must have been made of, as a record tells it."""
+
+
+def _who(record: Mapping[str, Any]) -> list[Any]:
+    """Slide, model and settings of a record or sidecar, as far as they are told."""
+    parts = {name: record.get(name) for name in _SAME}
+    return [
+        part.get(key) if isinstance(part, Mapping) else None
+        for name, part in parts.items()
+        for key in _SAME[name]
+    ]
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def importFile(imageData, File file) {
     }
     def ids = objects.collect { it.getId() } as Set
     if (!replaceAll && hierarchy.getAnnotationObjects().any { it.getId() in ids }) {
-        println "${file.name}: is imported already, left as it is (argument replace: take it again)"
+        println "${file.name}: the image holds objects of this prediction, left as it is (argument replace: take this file)"
         return false
     }
     def old = hierarchy.getAnnotationObjects().findAll { isOurs(it) || it.getId() in ids }

@@ -76,7 +76,8 @@ def read_run(folder: str | Path) -> list[SlideResult]:
     """All slides of a run's folder, in the order of their names.
 
     Slides are known from their sidecars; those that have none from `summary.csv`, where there is
-    one, and from canvases that were left behind.
+    one, and from canvases that were left behind. What failed by that table is a result of its own,
+    also beside the outputs of an earlier run or of another slide of that name.
 
     Raises:
         UsageError: the folder is missing, cannot be listed or holds no result.
@@ -90,11 +91,14 @@ def read_run(folder: str | Path) -> list[SlideResult]:
         ) from e
     sidecars = [n for n in names if n.endswith(".json") and not n.startswith(".")]
     found = {r.stem: r for n in sidecars if (r := _read(folder, n))}
+    failed = []
     for result in (*_from_summary(folder / SUMMARY), *_from_canvases(names)):
+        if result.status == "failed" and result.stem in found:
+            failed.append(result)
         found.setdefault(result.stem, result)
     if not found:
         raise UsageError(f"{folder}: no outputs of wsiseg predict in this folder")
-    return sorted(found.values(), key=lambda r: (r.stem.casefold(), r.stem))
+    return sorted([*found.values(), *failed], key=lambda r: (r.stem.casefold(), r.stem))
 
 
 def _read(folder: Path, name: str) -> SlideResult | None:

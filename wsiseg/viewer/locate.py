@@ -29,6 +29,8 @@ def find_slide(
     name = result.slide
     if not name or Path(name).name != name or "\0" in name:
         raise SlideError("the record does not name the slide")
+    if not result.quickhash or result.size is None:
+        raise SlideError("no record tells what was analysed; run wsiseg predict again")
     problem = ""
     for path in _candidates(name, folders, nearby):
         try:
@@ -42,7 +44,12 @@ def find_slide(
 
 def _candidates(name: str, folders: Sequence[Path], nearby: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
-        for place, below, files in os.walk(folder):
+        seen: set[str] = set()  # links may lead round
+        for place, below, files in os.walk(folder, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:
+                below.clear()
+                continue
+            seen.add(real)
             below.sort()
             if name in files or name in below:
                 yield Path(place) / name

@@ -26,9 +26,12 @@ class Pool:
         self._readers: dict[int, int] = {}
 
     @contextmanager
-    def borrow(self, number: int) -> Iterator[SlideView]:
-        """The view of that number, which stays open inside the block."""
-        view = self._take(number)
+    def borrow(self, number: int, *, again: bool = False) -> Iterator[SlideView]:
+        """The view of that number, which stays open inside the block.
+
+        With `again` one that lacks its slide is opened anew: the slide may be there by now.
+        """
+        view = self._take(number, again)
         try:
             yield view
         finally:
@@ -40,7 +43,7 @@ class Pool:
         """Close all views that nobody reads."""
         self._shrink(0)
 
-    def _take(self, number: int) -> SlideView:
+    def _take(self, number: int, again: bool) -> SlideView:
         with self._lock:
             opening = self._opening.setdefault(number, threading.Lock())
             self._readers[number] = self._readers.get(number, 0) + 1
@@ -48,6 +51,10 @@ class Pool:
             with opening:  # one thread opens it, the others wait for that
                 with self._lock:
                     view = self._views.get(number)
+                    alone = self._readers[number] == 1
+                    if again and alone and view is not None and view.slide is None:
+                        self._views.pop(number).close()
+                        view = None
                 if view is None:
                     view = self._opener(number)
                 with self._lock:

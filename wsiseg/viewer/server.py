@@ -132,7 +132,7 @@ class Site:
         return Answer(_asset("viewer.html"), "text/html; charset=utf-8")
 
     def _info(self, number: str) -> Answer:
-        with self._pool.borrow(self._number(number)) as view:
+        with self._pool.borrow(self._number(number), again=True) as view:
             data = {**view.info(), "number": int(number), "count": len(self.results)}
         return Answer(json.dumps(data).encode(), "application/json")
 
