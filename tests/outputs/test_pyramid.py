@@ -166,4 +166,4 @@ def test_memory_does_not_grow_with_the_height(make_canvas: MakeCanvas, tmp_path:
         return most
 
     peak(1000)  # what is loaded once
-    assert peak(12_000) < 1.2 * peak(3000)
+    assert peak(12_000) < 1.5 * peak(3000)  # four times the height; threads move it by a fifth
