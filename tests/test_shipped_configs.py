@@ -17,7 +17,8 @@ from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.datasets.table import DATASETS, dataset_mapping
 from wsiseg.errors import ConfigError
 from wsiseg.geometry import Point
-from wsiseg.models.checkpoint import load_model
+from wsiseg.models.base import FeatureExtractor
+from wsiseg.models.checkpoint import load_model, save_extractor
 from wsiseg.models.extractors.hipt import from_pathsegdiff
 from wsiseg.models.registry import (
     EXTRACTORS,
@@ -31,6 +32,7 @@ from wsiseg.models.registry import (
 from wsiseg.models.zoo import MODELS
 from wsiseg.training.losses import segmentation_loss
 from wsiseg.training.pretrain_config import pretrain_config
+from wsiseg.training.start import starting_point
 from wsiseg.training.train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -83,6 +85,21 @@ def test_the_example_in_the_documentation_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "pretrain").rglob("*.yaml")), ids=name_of)
 def test_pretraining_loads(path: Path) -> None:
     assert pretrain_config(load_yaml(path)).sources
+
+
+@pytest.mark.parametrize("name", ["glas-small", "few-labels"])
+def test_training_starts_from_its_pretraining(name: str, tmp_path: Path) -> None:
+    """With the scale of latents, which pretraining measures and no configuration states."""
+    mapping = {"name": "pathsegdiff", **_pretrained(name)}
+    if "first_stage" in mapping:
+        mapping["first_stage"] = {**mapping["first_stage"], "scale": 0.37}
+    path = tmp_path / "extractor.safetensors"
+    save_extractor(path, build_extractor(mapping), card={}, licence="CC0-1.0")
+    run = from_mapping(TrainConfig, load_yaml(ROOT / "train" / f"{name}.yaml"))
+    start = starting_point(run, str(path), device="cpu").model
+    assert isinstance(start, FeatureExtractor)
+    found = extractor_mapping(start)
+    assert "first_stage" not in found or found["first_stage"]["scale"] == 0.37
 
 
 def test_defaults_of_the_data_sets_are_shipped() -> None:

@@ -159,11 +159,13 @@ def test_level_sizes() -> None:
 def test_memory_does_not_grow_with_the_height(make_canvas: MakeCanvas, tmp_path: Path) -> None:
     def peak(height: int) -> int:
         canvas = make_canvas(np.tile(blobs(500, 900), (height // 500, 1)), name=f"{height}.canvas")
-        tracemalloc.start()
-        write_pyramid(tmp_path / "m.ome.tif", canvas)
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
+        peaks = []
+        for _ in range(3):  # what its two threads hold at one time differs; growth would not
+            tracemalloc.start()
+            write_pyramid(tmp_path / "m.ome.tif", canvas)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        return min(peaks)
 
     peak(1000)  # what is loaded once
-    assert peak(12_000) < 1.5 * peak(3000)  # four times the height; threads move it by a fifth
+    assert peak(12_000) < 1.2 * peak(3000)

@@ -15,13 +15,14 @@ from wsiseg.classes import Classes, TissueClass
 from wsiseg.config import from_mapping
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.errors import ConfigError, UsageError
-from wsiseg.models.checkpoint import load_model
+from wsiseg.models.checkpoint import load_model, save_extractor
+from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
 from wsiseg.models.registry import build_extractor
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.start import starting_point
 from wsiseg.training.train import TrainConfig, train
 
-EXTRACTOR = {
+EXTRACTOR: dict[str, Any] = {
     "name": "pathsegdiff",
     "encoder": {"dim": 16, "depth": 1, "heads": 2, "patch_px": 16, "position_px": 64},
     "first_stage": {"kind": "kl", "channels": [8, 8, 8], "layers": 1, "groups": 4},
@@ -116,6 +117,23 @@ def test_with_its_head_a_model_keeps_its_extractor(asked: dict[str, Any], tmp_pa
     assert isinstance(start.model, Segmenter)
     with pytest.raises(ConfigError, match="extractor"):
         starting_point(config("none", extractor=asked), str(first), with_head=True, device="cpu")
+
+
+def test_what_a_part_leaves_out_stays_that_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "e.safetensors"
+    measured = {**EXTRACTOR["first_stage"], "scale": 0.37, "shift": 0.1}
+    save_extractor(
+        path, build_extractor({**EXTRACTOR, "first_stage": measured}), card={}, licence="CC0-1.0"
+    )
+    asked = {**EXTRACTOR, "timesteps": [200]}
+    model = starting_point(config("none", extractor=asked), str(path), device="cpu").model
+    assert isinstance(model, PathSegDiffExtractor)
+    assert (model.config.first_stage.scale, model.config.first_stage.shift) == (0.37, 0.1)
+    assert model.config.timesteps == (200,)
+    for part in ({"channels": [8, 8, 16]}, {"scale": 1.0}):
+        other = {**EXTRACTOR, "first_stage": {**EXTRACTOR["first_stage"], **part}}
+        with pytest.raises(ConfigError, match="first_stage: cannot be changed"):
+            starting_point(config("none", extractor=other), str(path), device="cpu")
 
 
 def test_an_extractor_is_a_mapping() -> None:

@@ -170,8 +170,16 @@ def _changes(config: Mapping[str, Any], own: Mapping[str, Any], given: str) -> d
     """
     if config.get("name", own["name"]) != own["name"]:
         raise ConfigError(f"{given}: holds the extractor {own['name']}, not {config['name']}")
-    wanted = resolve({**own, **config}, EXTRACTORS, "extractor")
+    wanted = resolve(_over(own, config), EXTRACTORS, "extractor")
     return {key: value for key, value in wanted.items() if value != own[key]}
+
+
+def _over(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` with what is asked for, key by key: what a part leaves out, such as the scale of the
+    latents that pretraining measured, stays."""
+    parts = {k: v for k, v in asked.items() if isinstance(v, Mapping)}
+    there = {k: v for k, v in parts.items() if isinstance(own.get(k), Mapping)}
+    return {**own, **asked, **{k: _over(own[k], v) for k, v in there.items()}}
 
 
 def licence_of(config: TrainConfig, terms: str, origin: Mapping[str, Any]) -> str:
