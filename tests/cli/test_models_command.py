@@ -46,6 +46,7 @@ def checkpoint(tmp_path: Path) -> Path:
         mpp=0.62,
     )
     card = {"data": {"train": "synthetic"}, "metrics": {"accuracy": 0.9}, "limits": ["a", "b"]}
+    card["validation"] = {"pixel": {"dice": 0.9}}
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, build_segmenter(config), card=card, licence="CC0-1.0")
     return path
@@ -212,6 +213,7 @@ def test_numbers_belong_to_the_file_that_they_were_measured_with(
     output("card", str(checkpoint), "--metrics", str(path), "--out", str(out))
     about = json.loads(output("show", str(out), "--json"))
     assert list(about["card"]["metrics"]) == ["glas train, fold 1/3"]
+    assert "validation" in about["card"]
     other = CliRunner().invoke(command, ["card", str(out), "--metrics", str(path), "--out", "x"])
     assert isinstance(other.exception, UsageError)
     assert "another file" in str(other.exception)

@@ -259,6 +259,15 @@ class NanModel(Segmenter):
         return logits
 
 
+class NanBorder(Segmenter):
+    """As if only the last map, where a border would be, had a value that is none."""
+
+    def window_probabilities(self, features: Features) -> Tensor:
+        found = super().window_probabilities(features)
+        found[-1, -1, 5, 5] = float("nan")
+        return found
+
+
 class TornSlide(MemorySlide):
     def read(self, box: Box, grid: Grid) -> np.ndarray:
         if box.y > 100:
@@ -266,9 +275,12 @@ class TornSlide(MemorySlide):
         return super().read(box, grid)
 
 
-def test_values_that_are_no_numbers_end_the_run_without_a_canvas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [NanModel, NanBorder])
+def test_values_that_are_no_numbers_end_the_run_without_a_canvas(
+    kind: type[Segmenter], tmp_path: Path
+) -> None:
     model = stain_model()
-    broken = NanModel(model.extractor, model.head, model.info)
+    broken = kind(model.extractor, model.head, model.info)
     with pytest.raises(ModelError, match=r"model fake .* no numbers in the window at \(0, 0\)"):
         predict_slide(random_slide(300, 250), broken, tmp_path / "c", options=OPTIONS)
     assert no_canvas(tmp_path / "c")

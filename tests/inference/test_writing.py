@@ -94,15 +94,17 @@ def test_a_canvas_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (found[0][1] == found[1][1]).all()
 
 
-def test_a_chunk_without_numbers_is_not_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("border", [False, True])
+def test_a_chunk_without_numbers_is_not_done(border: bool, tmp_path: Path) -> None:
     layout = layout_of(300, 280)
     canvas = Canvas.create(
-        tmp_path / "c", grid=layout.grid, classes=CLASSES, record={}, chunk_px=CHUNK
+        tmp_path / "c", grid=layout.grid, classes=CLASSES, record={}, chunk_px=CHUNK, border=border
     )
     blender = Blender(layout, 2, canvas)
     blender._writer = Writer(100)
-    values = torch.full((len(layout.windows), 2, layout.window_px, layout.window_px), 0.5)
-    values[0, 1, 3, 4] = float("nan")
+    maps = 2 + border
+    values = torch.full((len(layout.windows), maps, layout.window_px, layout.window_px), 0.5)
+    values[0, -1, 3, 4] = float("nan")
 
     def blend() -> None:
         blender.add(values, layout.places(0, len(values)))
