@@ -153,6 +153,17 @@ def test_classes_of_the_data_may_stand_in_another_order(
     assert one["object"] == other["object"]
 
 
+def test_images_coarser_than_the_model_are_warned_of(folder: Path, tmp_path: Path) -> None:
+    done = wsiseg(
+        *("train", "--dataset", folder / "data.yaml", "--data", folder, "--out", tmp_path),
+        *("--config", folder / "run.yaml", "--set", "mpp=0.5", "--set", "loop.steps=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    measured = measure(folder, tmp_path, tmp_path / "all")
+    for text in (done.stderr, measured.stderr):
+        assert "read at 1 um per pixel and enlarged to the 0.5 of the model" in text
+
+
 def test_folds_are_pooled(folder: Path, run: Path, tmp_path: Path) -> None:
     for k in "12":
         assert measure(folder, run, tmp_path / k, "--fold", f"{k}/3").returncode == 0
