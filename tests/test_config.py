@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +25,11 @@ class Outer:
     pair: tuple[float, float] = (0.0, 1.0)
     limit: float | None = None
     many: tuple[Inner, ...] = ()
+    names: Mapping[str, float] = field(default_factory=dict)
 
 
 def test_round_trip() -> None:
-    config = Outer(3, Inner(1.0, "b"), (4,), (1.0, 2.0), 5.0, (Inner(),))
+    config = Outer(3, Inner(1.0, "b"), (4,), (1.0, 2.0), 5.0, (Inner(),), {"a": 2.0})
     assert from_mapping(Outer, to_mapping(config)) == config
 
 
@@ -53,6 +55,9 @@ def test_int_becomes_float_and_nothing_else_is_converted() -> None:
         ({"steps": 1, "pair": [1.0]}, "pair: must have 2 entries"),
         ({"steps": 1, "sizes": [1, "x"]}, r"sizes\[1\]: must be int"),
         ({"steps": 1, "inner": 3}, "inner: must be a mapping"),
+        ({"steps": 1, "names": ["a"]}, "names: must be a mapping"),
+        ({"steps": 1, "names": {"a": "x"}}, r"names\.a: must be float"),
+        ({"steps": 1, "names": {3: 1.0}}, "names, a key: must be str"),
         ({"steps": 1, "many": [{"rate": "x"}]}, r"many\[0\].rate: must be float"),
     ],
 )

@@ -199,6 +199,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: must have {len(args)} entries, not {len(value)}")
         pairs = zip(kinds, value, strict=True)
         return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(pairs))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: must be a mapping, not {_shown(value)}")
+        return {
+            _convert(args[0], k, f"{where}, a key"): _convert(args[1], v, f"{where}.{_key(k)}")
+            for k, v in value.items()
+        }
     if dataclasses.is_dataclass(kind):
         if isinstance(kind, type) and isinstance(value, kind):
             return value

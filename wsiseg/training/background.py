@@ -1,21 +1,22 @@
-"""Negatives: images of nothing but background, annotations of other tissue, and glass.
+"""Further images beside those of the data set: background, partly annotated ones, and glass.
 
 A model that has seen only one tissue paints its classes over others; what is known to hold none
-of them can be shown to it, at the resolution that it has on slides. Images of a laboratory seldom
-show the edge of the tissue, and glass looks like a lumen; glass can be laid over a part of any
-patch. Knows no networks.
+of them can be shown to it, at the resolution that it has on slides. Annotations of another data
+set, of another scanner perhaps, can say of some pixels what they are here, and leave out the rest.
+Images of a laboratory seldom show the edge of the tissue, and glass looks like a lumen; glass can
+be laid over a part of any patch. Knows no networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.classes import IGNORE
+from wsiseg.classes import IGNORE, Classes
 from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
 from wsiseg.datasets.base import LabelledDataset
 from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
@@ -23,26 +24,37 @@ from wsiseg.errors import ConfigError
 from wsiseg.training.tiles import SourceConfig, TilePool, load_pools
 
 UInt8 = npt.NDArray[np.uint8]
+UNDRAWN = 64
+"""Added to the class of pixels of objects whose borders nobody drew, where borders are learnt."""
 
 
 @dataclass(frozen=True)
 class AnnotatedConfig:
-    """Annotated images of another tissue, some of whose classes are background to this model."""
+    """Annotated images of another data set, some of whose classes say what a pixel is here."""
 
     dataset: str
     """As `--dataset`: a name, or a YAML file."""
     path: str
     """Its folder, relative to the folder of the data set that is trained on (`..` is allowed)."""
-    background: tuple[str, ...]
-    """Names of its classes that are background here; its other classes take no part."""
+    background: tuple[str, ...] = ()
+    """Names of its classes that are background here."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Names of its classes, and of those of this model that they are here. What is named neither
+    here nor in `background` takes no part; borders of objects are not learnt from it."""
     part: str = ""
     """Its part; empty: the one to train on."""
     weight: float = 1.0
     """Share of the patches, against the weights of sources and of other annotated images."""
 
     def __post_init__(self) -> None:
-        if not self.background:
-            raise ConfigError(f"background.annotated {self.dataset}: name its background classes")
+        if not (self.background or self.classes):
+            raise ConfigError(
+                f"background.annotated {self.dataset}: name its background classes, or classes"
+            )
+        if twice := [n for n in self.background if n in self.classes]:
+            raise ConfigError(
+                f"background.annotated {self.dataset}: {twice[0]!r} is background and a class"
+            )
         if not 0 < self.weight < float("inf"):
             raise ConfigError(f"background.annotated {self.dataset}: weight must be above 0")
 
@@ -54,7 +66,7 @@ class BackgroundConfig:
     sources: tuple[SourceConfig, ...] = ()
     """Globs below the folder of the data set (`..` is allowed): nothing but background."""
     annotated: tuple[AnnotatedConfig, ...] = ()
-    """Annotated images, some of whose classes are background."""
+    """Annotated images of other data sets."""
     share: float = 0.1
     """Share of the training patches that are cut from both."""
     glass: float = 0.0
@@ -68,26 +80,24 @@ class BackgroundConfig:
 
 
 class AnnotatedPool:
-    """Annotated images in memory: background, or ignored."""
+    """Annotated images in memory, with the classes of the data set to train on, or ignored."""
 
-    def __init__(self, config: AnnotatedConfig, root: Path, *, mpp: float, label: int) -> None:
+    def __init__(
+        self, config: AnnotatedConfig, root: Path, classes: Classes, *, mpp: float, borders: bool
+    ) -> None:
         """Read all of them and bring them to `mpp`.
 
+        With `borders` objects are marked with `UNDRAWN`.
+
         Raises:
-            ConfigError: no such class.
+            ConfigError: no such class, there or here.
             DatasetError, UsageError: the data set cannot be opened.
         """
         described = dataset_mapping(config.dataset)
         part = config.part or DATASETS[described["name"]].part
         dataset = open_dataset(described, root / config.path, part)
-        known = dataset.classes.names
-        if missing := [n for n in config.background if n not in known]:
-            raise ConfigError(
-                f"background.annotated {config.dataset}: no class {missing[0]!r}; there are "
-                + ", ".join(known)
-            )
         table = np.full(256, IGNORE, np.uint8)
-        table[[known.index(n) for n in config.background]] = label
+        table[: len(dataset.classes)] = _labels(config, dataset.classes, classes, borders=borders)
         items = (dataset[i] for i in range(len(dataset)))
         ratio = dataset.mpp / mpp
         self._pairs = [at_mpp(item.image, table[item.mask], ratio) for item in items]
@@ -99,6 +109,22 @@ class AnnotatedPool:
         """A patch (height, width, 3) and its mask, mirrored beyond the image's edges."""
         image, mask = self._pairs[int(rng.integers(len(self._pairs)))]
         return random_patch(image, mask, size_px, rng=rng, config=augment)
+
+
+def _labels(config: AnnotatedConfig, theirs: Classes, ours: Classes, *, borders: bool) -> list[int]:
+    """What each of their classes is here."""
+    where = f"background.annotated {config.dataset}"
+    first = next(c.name for c in ours if c.background)
+    same = {**dict.fromkeys(config.background, first), **config.classes}
+    for name, known in [(n, theirs) for n in same] + [(n, ours) for n in same.values()]:
+        if name not in known.names:
+            raise ConfigError(f"{where}: no class {name!r}; there are " + ", ".join(known.names))
+    labels = [IGNORE] * len(theirs)
+    for name, own in same.items():
+        label = ours.names.index(own)
+        undrawn = borders and not ours.items[label].background
+        labels[theirs.names.index(name)] = label + UNDRAWN * undrawn
+    return labels
 
 
 class Background:
@@ -129,11 +155,13 @@ class Background:
         *,
         mpp: float,
         memory_gb: float = 2.0,
+        borders: bool = False,
     ) -> Background | None:
         """What a configuration says; None where it names no images and wants no glass.
 
         Of the images of `sources`, as they are decoded, at most `memory_gb` (10^9 bytes) are
-        held; those of `annotated` are held all, at the training resolution.
+        held; those of `annotated` are held all, at the training resolution, with `UNDRAWN` on
+        their objects if there are `borders` to be learnt.
 
         Raises:
             ConfigError: the data set has no background class, or no folder; no such class of
@@ -154,7 +182,10 @@ class Background:
         if config.sources:
             pool = load_pools(config.sources, root, mpp=mpp, memory_gb=memory_gb).training
             names = [name for group in pool.names(root) for name in group]
-        annotated = [AnnotatedPool(a, root, mpp=mpp, label=labels[0]) for a in config.annotated]
+        annotated = [
+            AnnotatedPool(a, root, dataset.classes, mpp=mpp, borders=borders)
+            for a in config.annotated
+        ]
         return cls(pool, names, config, label=labels[0], annotated=annotated)
 
     def patch(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiseg.atomic import staged
+from wsiseg.classes import IGNORE
 from wsiseg.datasets.augment import stain_jitter
 from wsiseg.datasets.base import LabelledDataset
 from wsiseg.models.base import Features, to_tensor
@@ -109,16 +110,21 @@ class HeadTask:
         share = self.config.loss.keep_background
         target = thin_background(target, self.background, share, generator)
         target = target.to(self.segmenter.device)
-        border = torch.from_numpy(batch.borders).to(target.device)
-        criterion = partial(self._criterion, border=border)
+        border, undrawn = (
+            torch.from_numpy(maps).to(target.device) for maps in (batch.borders, batch.undrawn)
+        )
+        criterion = partial(self._criterion, border=border, undrawn=undrawn)
         return {"loss": self.segmenter.head.loss(features, target, criterion)}
 
-    def _criterion(self, logits: Tensor, target: Tensor, *, border: Tensor) -> Tensor:
+    def _criterion(
+        self, logits: Tensor, target: Tensor, *, border: Tensor, undrawn: Tensor
+    ) -> Tensor:
         """The loss of logits (B, C[+1], H, W): that of the classes and that of the border."""
         count, config = len(self.segmenter.info.classes), self.config.loss
         loss = segmentation_loss(logits[:, :count], target, config, weights=self.weights)
         if self.segmenter.info.border and config.border:
-            loss = loss + config.border * border_loss(logits[:, count], border, target)
+            known = target.masked_fill(undrawn, IGNORE)
+            loss = loss + config.border * border_loss(logits[:, count], border, known)
         return loss
 
     def _features(self, batch: Batch, seed: int, generator: torch.Generator) -> Features:

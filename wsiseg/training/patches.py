@@ -27,7 +27,7 @@ from wsiseg.datasets.base import LabelledDataset, LabelledImage
 from wsiseg.errors import ConfigError, DatasetError
 from wsiseg.geometry import Point
 from wsiseg.slides.slide import COARSE
-from wsiseg.training.background import Background
+from wsiseg.training.background import UNDRAWN, Background
 
 UInt8 = npt.NDArray[np.uint8]
 FILES_AT_ONCE = 16
@@ -47,6 +47,7 @@ class Batch(NamedTuple):
         masks: (B, H, W) uint8 classes, 255 = ignore.
         borders: (B, H, W) bool, the band inside the edge of every object; False everywhere where
             no borders are learnt.
+        undrawn: (B, H, W) bool, pixels of objects whose borders nobody drew.
         places: where in the world of the noise each patch lies.
     """
 
@@ -54,13 +55,14 @@ class Batch(NamedTuple):
     images: UInt8
     masks: UInt8
     borders: npt.NDArray[np.bool_]
+    undrawn: npt.NDArray[np.bool_]
     places: list[Point]
 
     def one(self, index: int) -> Batch:
         """The batch of one of the patches."""
         only = slice(index, index + 1)
-        arrays = (self.images[only], self.masks[only], self.borders[only])
-        return Batch(self.numbers[only], *arrays, self.places[only])
+        maps = (self.masks[only], self.borders[only], self.undrawn[only])
+        return Batch(self.numbers[only], self.images[only], *maps, self.places[only])
 
 
 class ImageStore:
@@ -82,8 +84,8 @@ class ImageStore:
         """
         self._dataset, self._prepare, self._limit = dataset, prepare, limit_bytes
         self._border_px, self.with_borders = border_px, border_px > 0
-        if self.with_borders and len(dataset.classes) >= BORDER:
-            raise ConfigError(f"border_um: only with fewer than {BORDER} classes")
+        if self.with_borders and len(dataset.classes) >= UNDRAWN:
+            raise ConfigError(f"border_um: only with fewer than {UNDRAWN} classes")
         self.files = dataset.files
         self._kept: OrderedDict[int, tuple[UInt8, UInt8]] = OrderedDict()
         self.held_bytes = 0
@@ -191,7 +193,7 @@ class Patches:
         self._lock = threading.Lock()
 
     def patch(self, number: int) -> tuple[UInt8, UInt8, Point]:
-        """Image, mask (with `BORDER` added in borders) and place of a patch."""
+        """Image, mask (with `BORDER` or `UNDRAWN` added, see there) and place of a patch."""
         epoch, position = divmod(number, self._count)
         rng = np.random.default_rng((self.seed, 2, number))
         other = self.background
@@ -227,9 +229,11 @@ class Patches:
         """The patches of these numbers."""
         images, masks, places = zip(*(self.patch(n) for n in numbers), strict=True)
         labels = np.stack(masks)
-        borders = (labels >= BORDER) & (labels != IGNORE) & self.store.with_borders
-        classes = labels - np.uint8(BORDER) * borders
-        return Batch(tuple(numbers), np.stack(images), classes, borders, list(places))
+        known = (labels != IGNORE) & self.store.with_borders
+        borders = known & (labels >= BORDER)
+        undrawn = known & ~borders & (labels >= UNDRAWN)
+        classes = labels - np.uint8(BORDER) * borders - np.uint8(UNDRAWN) * undrawn
+        return Batch(tuple(numbers), np.stack(images), classes, borders, undrawn, list(places))
 
     def batches(
         self, size: int, *, start: int = 0, share: tuple[int, int] = (0, 1), pool: int = 0

@@ -179,7 +179,11 @@ def training_patches(
         border_px=config.border_um / inputs.dataset.mpp,
     )
     background = Background.load(
-        config.background, inputs.dataset, mpp=_mpp(config), memory_gb=config.cache_mb / 1000
+        config.background,
+        inputs.dataset,
+        mpp=_mpp(config),
+        memory_gb=config.cache_mb / 1000,
+        borders=config.border_um > 0,
     )
     rows, columns = config.patch_tiles
     return Patches(
