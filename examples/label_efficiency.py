@@ -58,10 +58,11 @@ def measured(
     train += ["--set", f"seed={seed}", *(w for s in words.set for w in ("--set", s))]
     train += ["--limit", str(limit)] if limit else []
     train += ["--extractor", extractor] if extractor else []
-    if made.exists() and json.loads(made.read_text()) != train:
+    begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
+    if begun and json.loads(made.read_text()) != train:
         raise SystemExit(f"{run}: was made by another command ({made}); use another OUT")
     if not report.exists():
-        again = ["--resume"] if run.exists() else []
+        again = ["--resume"] if begun else []
         run.mkdir(parents=True, exist_ok=True)
         made.write_text(json.dumps(train))
         wsiseg(*train, "--out", str(run), *again)

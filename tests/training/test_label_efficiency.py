@@ -86,3 +86,16 @@ def test_a_curve_is_measured_and_gone_on_with(glas: Path, tmp_path: Path) -> Non
     assert python(*words).count("Dice 0.") == 4
     assert len(models) == 4
     assert all(file.stat().st_mtime_ns == when for file, when in models.items())
+
+
+def test_a_run_that_failed_at_once_leaves_its_folder_to_another_command(
+    glas: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, SCRIPT, glas, tmp_path / "curve", glas / "tiny.yaml", "--images", "2"]
+    wrong = [*words, "--set", "loop.steps=none"]
+    assert subprocess.run(wrong, capture_output=True, check=False).returncode != 0
+    assert "tiny: 2 images, seed 0: Dice 0." in python(*words[1:])
+    other = [*words, "--set", "loop.steps=3"]
+    done = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "was made by another command" in done.stderr
