@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from wsiseg.config import apply_overrides, from_mapping, load_yaml, to_mapping
+from wsiseg.config import apply_overrides, difference, from_mapping, load_yaml, to_mapping
 from wsiseg.errors import ConfigError
 
 
@@ -74,6 +74,16 @@ def test_overrides() -> None:
     for bad in ("steps", "=1", "steps.x=1", "a=[1"):
         with pytest.raises(ConfigError, match="--set"):
             apply_overrides(data, [bad])
+
+
+def test_the_first_difference_is_named() -> None:
+    config = Outer(3, Inner(1.0, "b"), names={"a": 2.0})
+    assert difference(config, config) == ""
+    assert difference(config, Outer(3, Inner(0.5, "b"))) == "inner.rate was 1.0 and is 0.5"
+    assert difference(config, Outer(3, Inner(1.0, "b"))) == "names.a was 2.0 and is None"
+    long = Outer(3, Inner(1.0, "b"), sizes=tuple(range(100)))
+    assert "..." in difference(config, long)
+    assert len(difference(config, long)) < 120
 
 
 def test_yaml_errors_are_one_line(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ import yaml
 from wsiseg.errors import ConfigError
 
 T = TypeVar("T")
+_SHORT = 40
+"""Characters of a value in a message."""
 _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 _MAX_BYTES = 1 << 20
 """Of a YAML file. The largest real ones, lists of some thousand image names, have 200 kB."""
@@ -229,6 +231,22 @@ def to_mapping(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {k: to_mapping(v) for k, v in config.items()}
     return config
+
+
+def difference(held: Any, wanted: Any) -> str:
+    """Where two configurations differ first, and how, in words; empty if nowhere."""
+    return _difference(to_mapping(held), to_mapping(wanted), "")
+
+
+def _difference(held: Any, wanted: Any, where: str) -> str:
+    if isinstance(held, Mapping) and isinstance(wanted, Mapping):
+        keys = dict.fromkeys([*held, *wanted])
+        found = (_difference(held.get(k), wanted.get(k), f"{where}.{k}") for k in keys)
+        return next((text for text in found if text), "")
+    if held == wanted:
+        return ""
+    texts = (t if len(t) <= _SHORT else f"{t[: _SHORT - 3]}..." for t in map(str, (held, wanted)))
+    return f"{where.removeprefix('.')} was {' and is '.join(texts)}"
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Names of files as text that every format takes. Knows no files."""
+"""Names of files as text that every format takes, and files that have none that tells."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 LONGEST_STEM = 180
 """Bytes of the longest stem of outputs: their temporary names add to it, and 255 are allowed."""
@@ -24,3 +25,12 @@ def usable_stem(stem: str) -> str:
     digest = hashlib.sha256(data).hexdigest()[:8]
     kept = plain(stem).replace("\\", "_").encode()[: LONGEST_STEM - 1 - len(digest)]
     return f"{kept.decode('utf-8', 'ignore')}-{digest}"
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is of DICOM (PS3.10), whatever its name: archives leave the suffix out."""
+    try:
+        with path.open("rb") as file:
+            return len(file.read(128)) == 128 and file.read(4) == b"DICM"
+    except OSError:
+        return False

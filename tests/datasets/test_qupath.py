@@ -229,6 +229,11 @@ def test_background_inside_regions(tmp_path: Path) -> None:
     assert data.classes.items[0].background
     with pytest.raises(DatasetError, match=r"one class only \(Tumour\).*Region\*"):
         QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    write(tmp_path / "s.geojson", collection(*TWO, region))
+    with pytest.warns(
+        UserWarning, match=r"s\.geojson: 1 annotations of class Region\* say nothing"
+    ):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
 
 
 def test_classes_that_the_options_do_not_name(tmp_path: Path) -> None:

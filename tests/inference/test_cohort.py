@@ -69,6 +69,51 @@ def test_text_lists(tmp_path: Path) -> None:
         collect([str(path)], suffixes=SUFFIXES)
 
 
+def test_names_in_lists_may_have_a_hash_and_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "Case #12/a.svs", "Case", "home/b.svs")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = tmp_path / "list.txt"
+    path.write_text("Case #12/a.svs\n~/b.svs # at home\n#12/a.svs\n")
+    tasks = collect([str(path)], suffixes=SUFFIXES)
+    assert names(tasks, tmp_path) == ["Case #12/a.svs", "home/b.svs"]
+    table = tmp_path / "table.csv"
+    table.write_text("path,tissue\n~/b.svs,~/mask.png\n")
+    assert collect([str(table)], suffixes=SUFFIXES) == [
+        Task(tmp_path / "home/b.svs", "b", None, str(tmp_path / "home/mask.png"))
+    ]
+
+
+def test_patterns_in_a_folder_with_brackets(tmp_path: Path) -> None:
+    touch(tmp_path, "b [old]/a.svs", "b [old]/deep/c.svs", "b o/no.svs")
+    found = collect([str(tmp_path / "b [old]" / "*.svs")], suffixes=SUFFIXES)
+    assert names(found, tmp_path) == ["b [old]/a.svs"]
+    found = collect([str(tmp_path / "b [old]" / "**" / "*.svs")], suffixes=SUFFIXES)
+    assert names(found, tmp_path) == ["b [old]/a.svs", "b [old]/deep/c.svs"]
+    found = collect([str(tmp_path / "b [o]" / "*.svs")], suffixes=SUFFIXES)
+    assert names(found, tmp_path) == ["b o/no.svs"]
+
+
+def test_previews_beside_a_slide_are_left_out_and_named(tmp_path: Path) -> None:
+    touch(tmp_path, "case1.svs", "Case1.png", "other.png")
+    with pytest.warns(UserWarning, match=r"Case1\.png: left out, .* a picture of case1\.svs"):
+        found = collect([str(tmp_path)], suffixes=SUFFIXES)
+    assert names(found, tmp_path) == ["case1.svs", "other.png"]
+    assert [t.stem for t in found] == ["case1", "other"]
+    named = collect([str(tmp_path / "Case1.png")], suffixes=SUFFIXES)
+    assert names(named, tmp_path) == ["Case1.png"]
+
+
+def test_dicom_files_are_known_without_a_suffix(tmp_path: Path) -> None:
+    touch(tmp_path, "notes")
+    (tmp_path / "1.2.840.1").write_bytes(bytes(128) + b"DICM" + bytes(8))
+    found = collect([str(tmp_path)], suffixes=SUFFIXES | {".dcm"})
+    assert names(found, tmp_path) == ["1.2.840.1"]
+    with pytest.raises(UsageError, match="no slide in this folder"):
+        collect([str(tmp_path)], suffixes=SUFFIXES)
+
+
 def test_tables(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text('path, mpp ,tissue\na.svs,0.25,\n"b, c.svs",,masks/b.png\nd.svs,,none\n')

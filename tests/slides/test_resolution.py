@@ -31,12 +31,31 @@ def test_order_of_sources() -> None:
     assert "--mpp" in power.warnings[0]
 
 
+def test_an_option_that_is_not_what_the_slide_states_is_warned_of() -> None:
+    for option in (0.2500, 0.26):
+        assert resolve("s", STATED, vendor="aperio", option=option).warnings == ()
+    found = resolve("s", STATED, vendor="aperio", option=0.5)
+    assert found.mpp == 0.5
+    assert found.warnings == ("states 0.25 um per pixel (properties), 0.5 is used as given",)
+    assert resolve("s", {}, vendor="aperio", option=0.5).warnings == ()
+
+
 def test_tiffslide_names_are_read() -> None:
     properties = {"tiffslide.mpp-x": "0.5", "tiffslide.mpp-y": "0.5"}
     assert resolve("s", properties, vendor="aperio", option=None).mpp == 0.5
 
 
-@pytest.mark.parametrize(("size", "unit", "mpp"), [("0.5", None, 0.5), ("250", "nm", 0.25)])
+@pytest.mark.parametrize(
+    ("size", "unit", "mpp"),
+    [
+        ("0.5", None, 0.5),
+        ("250", "nm", 0.25),
+        ("0.5", "\N{GREEK SMALL LETTER MU}m", 0.5),
+        ("0.5", "\N{MICRO SIGN}m", 0.5),
+        ("0.5", "micron", 0.5),
+        ("5000", "\N{ANGSTROM SIGN}", 0.5),
+    ],
+)
 def test_ome_xml_states_the_pixel_size(size: str, unit: str | None, mpp: float) -> None:
     units = f'PhysicalSizeXUnit="{unit}" PhysicalSizeYUnit="{unit}"' if unit else ""
     pixels = f'<Pixels PhysicalSizeX="{size}" PhysicalSizeY="{size}" {units}/>'

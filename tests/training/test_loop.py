@@ -90,7 +90,7 @@ def test_a_folder_is_claimed_by_a_run_that_began(tmp_path: Path) -> None:
     append_row(tmp_path / "log.csv", {"step": 1})
     with pytest.raises(UsageError, match="holds a run already; give --resume"):
         claim_run(tmp_path, second, resume=False)
-    with pytest.raises(UsageError, match="another configuration"):
+    with pytest.raises(UsageError, match=r"another configuration \(steps was 2 and is 1\)"):
         claim_run(tmp_path, first, resume=True)
     claim_run(tmp_path, second, resume=True)
 

@@ -10,10 +10,10 @@ import sys
 import time
 from typing import Any
 
-import click
 from tqdm import tqdm
 
 from wsiseg.cli.progress import format_seconds
+from wsiseg.cli.say import say
 from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome
 
 NAMED = 4
@@ -82,7 +82,7 @@ class CohortProgress:
         """Print the state as a line of its own, if it is time for one."""
         if self._total > 1 and time.monotonic() - self._told >= self._every_s:
             self._told = time.monotonic()
-            click.echo(f"wsiseg: {self.text()}", err=True)
+            say(f"wsiseg: {self.text()}", err=True)
 
     def clear(self) -> None:
         """Make room for other text; the state comes back when it is shown next."""
@@ -95,7 +95,7 @@ class CohortProgress:
         self.clear()
         if self._total > 1:
             took = format_seconds(time.monotonic() - self._began)
-            click.echo(f"wsiseg: {self.text()}, in {took}", err=True)
+            say(f"wsiseg: {self.text()}, in {took}", err=True)
 
     def _seconds_left(self, slides: int) -> float | None:
         """From the slides that were worked on so far; None while there is too little to tell."""

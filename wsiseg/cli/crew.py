@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import click
-
 from wsiseg.cli.cohort_progress import CohortProgress
+from wsiseg.cli.say import say
 from wsiseg.inference.cohort import FAILED, Outcome, Task
 
 TRIES = 3
@@ -114,7 +113,7 @@ def share_out(
             report = _again(crew, event, progress) if isinstance(event, Lost) else event
             if report is not None:
                 for is_error, text in report.said:
-                    click.echo(text, err=is_error, nl=False)
+                    say(text, err=is_error, nl=False)
                 left -= 1
                 yield report
         progress.show()
@@ -127,7 +126,7 @@ def _again(crew: Crew, lost: Lost, progress: CohortProgress) -> Report | None:
     if job.tries < TRIES:
         progress.stopped(stem)
         text = f"{path}: its worker {lost.why}; begun again, try {job.tries + 1} of {TRIES}"
-        click.echo(f"wsiseg: warning: {text}", err=True)
+        say(f"wsiseg: warning: {text}", err=True)
         crew.submit(job)
         return None
     error = (

@@ -17,13 +17,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import click
-
 from wsiseg import __version__
 from wsiseg.cli.crew import Event, Job, Lost, Report, Running
 from wsiseg.cli.crew_worker import Orders, do, ready
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.predict_slides import Slides
+from wsiseg.cli.say import say
 from wsiseg.errors import DeviceMemoryError, ModelError, UsageError, WsisegError
 
 WAIT_S = 1.0
@@ -241,4 +240,4 @@ def _check_room(ray: Any, settings: Settings, cpus: int, gpus: float) -> None:
     text = f"no node of the Ray cluster has {cpus} CPUs and {gpus:g} GPUs, which a slide asks for"
     if settings.address is None:
         raise UsageError(f"{text}; see --workers, --gpu-share and --device")
-    click.echo(f"wsiseg: warning: {text}; waiting for one", err=True)
+    say(f"wsiseg: warning: {text}; waiting for one", err=True)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from wsiseg.cli.say import PATH
+
 
 @click.command("doctor")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path(),
     help="Folder whose disk is measured; the current one if not given.",
 )

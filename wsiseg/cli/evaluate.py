@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from wsiseg.cli.say import PATH
+
 
 @click.command("evaluate")
 @click.option("--model", required=True, help="Model: a name or a checkpoint.")
@@ -17,10 +19,10 @@ import click
     required=True,
     help="bcss, glas, pannuke, qupath, wsss4luad, consep, or a YAML file (folder and options).",
 )
-@click.option("--data", type=Path, required=True, help="Folder of the data set.")
+@click.option("--data", type=PATH, required=True, help="Folder of the data set.")
 @click.option("--split", required=True, help="Part to measure on, such as test or testA.")
 @click.option("--fold", metavar="K/N", help="Measure on fold K of N only (whole patients).")
-@click.option("--out", type=Path, required=True, help="Folder for tables, pictures and report.")
+@click.option("--out", type=PATH, required=True, help="Folder for tables, pictures and report.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns.")
 @click.option(
     "--seeds", default=1, show_default=True, type=click.IntRange(1), help="Noise seeds to average."

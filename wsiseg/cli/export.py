@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsiseg.cli.say import PATH
+
 if TYPE_CHECKING:
     from wsiseg.outputs.files import OutputOptions
 
@@ -19,13 +21,17 @@ SUFFIX = ".canvas"
 
 @click.command("export")
 @click.argument("canvases", metavar="CANVAS...", nargs=-1, required=True, type=click.Path())
+@click.option("--out", required=True, metavar="DIR", type=PATH, help="Folder.")
 @click.option(
-    "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder."
+    "--min-area", type=float, metavar="UM2", help="Drop smaller regions, fill holes; default 50."
 )
-@click.option("--min-area", type=float, metavar="UM2", help="Drop smaller regions, fill holes.")
-@click.option("--tolerance", type=float, metavar="UM", help="Simplify borders; 0 = pixel edges.")
+@click.option(
+    "--tolerance", type=float, metavar="UM", help="Simplify borders; default 1, 0 = pixel edges."
+)
 @click.option("--all-classes", is_flag=True, help="Export background classes too.")
-@click.option("--max-vertices", type=int, metavar="N", help="Raise the tolerance above this.")
+@click.option(
+    "--max-vertices", type=int, metavar="N", help="Raise the tolerance above this; default 500000."
+)
 @click.option("--gzip", is_flag=True, help="Write .geojson.gz.")
 @click.option(
     "--compression",

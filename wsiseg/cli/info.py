@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsiseg.cli.say import PATH
+
 if TYPE_CHECKING:
     from wsiseg.slides import Slide
 
@@ -15,7 +17,7 @@ _STAND_IN_MPP = 0.5
 
 
 @click.command("info")
-@click.argument("slide", type=click.Path(path_type=Path))
+@click.argument("slide", type=PATH)
 @click.option("--mpp", type=float, help="Micrometres per pixel, over what the slide states.")
 @click.option(
     "--backend",

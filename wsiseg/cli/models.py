@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from wsiseg.cli.say import PATH
 from wsiseg.errors import UsageError
 
 OBJECT = ("f1", "dice", "hausdorff")
@@ -62,9 +63,9 @@ def show(model: str, as_json: bool, class_count: int) -> None:
 
 
 @command.command("import")
-@click.option("--ldm", required=True, type=Path, help="The authors' diffusion model (last.ckpt).")
-@click.option("--hipt", required=True, type=Path, help="HIPT (vit256_small_dino.pth).")
-@click.option("--out", type=Path, help="The .safetensors file to write.")
+@click.option("--ldm", required=True, type=PATH, help="The authors' diffusion model (last.ckpt).")
+@click.option("--hipt", required=True, type=PATH, help="HIPT (vit256_small_dino.pth).")
+@click.option("--out", type=PATH, help="The .safetensors file to write.")
 @click.option(
     "--name",
     help="Import as this model: the files must fit its architecture, and without --out they go "
@@ -72,7 +73,7 @@ def show(model: str, as_json: bool, class_count: int) -> None:
 )
 @click.option(
     "--arch",
-    type=Path,
+    type=PATH,
     help="YAML with the extractor's configuration, for files whose settings cannot be read off.",
 )
 @click.option("--ema", is_flag=True, help="Take the U-Net's moving average.")
@@ -100,9 +101,9 @@ def import_command(
 
 
 @command.command("card")
-@click.argument("model", type=Path)
-@click.option("--add", type=Path, help="YAML with statements: use, data, terms, limits.")
-@click.option("--metrics", multiple=True, type=Path, help="metrics.json of `wsiseg evaluate`.")
+@click.argument("model", type=PATH)
+@click.option("--add", type=PATH, help="YAML with statements: use, data, terms, limits.")
+@click.option("--metrics", multiple=True, type=PATH, help="metrics.json of `wsiseg evaluate`.")
 @click.option(
     "--set",
     "settings",
@@ -110,7 +111,7 @@ def import_command(
     metavar="A.B=V",
     help="Change the post-processing or the temperature, e.g. objects.min_area_um2=400.",
 )
-@click.option("--out", type=Path, required=True, help="The .safetensors file to write.")
+@click.option("--out", type=PATH, required=True, help="The .safetensors file to write.")
 def card_command(
     model: Path,
     add: Path | None,

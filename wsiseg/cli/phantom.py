@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from wsiseg.cli.say import PATH
+
 
 def _parse_size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)[xX](\d+)", value)
@@ -16,7 +18,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 
 
 @click.command("phantom")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option(
     "--size", required=True, callback=_parse_size, metavar="WxH", help="Level 0 in pixels."
 )
@@ -24,7 +26,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides every detail.")
 @click.option(
     "--truth",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Also write the truth: a TIFF with 0 = glass, 1 = stroma, 2 = gland.",
 )
 def command(out: Path, size: tuple[int, int], mpp: float, seed: int, truth: Path | None) -> None:

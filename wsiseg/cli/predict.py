@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
+from wsiseg.cli.say import PATH
+
 
 @click.command("predict")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", type=Path, required=True, help="Folder for the outputs; made if missing.")
+@click.option("--out", type=PATH, required=True, help="Folder for the outputs; made if missing.")
 @click.option(
     "--model", default="glas-small", show_default=True, help="Name in the zoo, or .safetensors."
 )
@@ -42,11 +43,17 @@ import click
     show_default=True,
     help="Origin of slides that state their bounds: cropped to them, or not.",
 )
-@click.option("--min-area", type=float, help="Smallest polygon and hole, in square micrometres.")
-@click.option("--tolerance", type=float, help="Simplification of polygons, in micrometres.")
+@click.option(
+    "--min-area", type=float, help="Smallest polygon and hole, in square micrometres; default 50."
+)
+@click.option(
+    "--tolerance", type=float, help="Simplification of polygons, in micrometres; default 1."
+)
 @click.option("--all-classes", is_flag=True, help="Polygons of the background class too.")
 @click.option("--gzip", is_flag=True, help="Write .geojson.gz.")
-@click.option("--overwrite", is_flag=True, help="Make outputs that are there again.")
+@click.option(
+    "--overwrite", is_flag=True, help="Make outputs that are there again, whoever wrote them."
+)
 @click.option("--keep-canvas", is_flag=True, help="Keep STEM.canvas for `wsiseg export`.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
 from wsiseg.cli.predict_settings import Settings
+from wsiseg.cli.say import say
 from wsiseg.errors import OutputError
 from wsiseg.inference.cohort import Outcome, Task, run_tasks
 from wsiseg.models.segmenter import ModelInfo
+from wsiseg.names import is_dicom
 from wsiseg.outputs.files import complete_outputs, output_names
 from wsiseg.slides.slide import Slide
 
@@ -34,7 +34,7 @@ class Series:
         first = self._first.setdefault(series, task.path)
         if first == task.path:
             return False
-        click.echo(f"{task.stem}: the same DICOM slide as {first.name}, skipped")
+        say(f"{task.stem}: the same DICOM slide as {first.name}, skipped")
         return True
 
 
@@ -43,7 +43,7 @@ def first_files(tasks: Iterable[Task], settings: Settings) -> list[Task]:
     series = Series()
 
     def look(task: Task) -> Outcome | None:
-        if not _is_dicom(task.path):
+        if not is_dicom(task.path):
             return Outcome(task, "")
         with settings.open(task) as slide:
             return None if series.is_known(slide, task) else Outcome(task, "")
@@ -118,15 +118,7 @@ def _wanted(
                 "overlap_px": options.overlap_of(info.window_px),
                 "seed": options.seed,
                 "tta": options.tta,
-                "tissue": settings.tissue_name(task),
+                **settings.tissue_record(task),
             },
         ),
     }
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return len(file.read(128)) == 128 and file.read(4) == b"DICM"
-    except OSError:
-        return False

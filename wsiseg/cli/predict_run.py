@@ -8,14 +8,13 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-import click
-
 from wsiseg import lease
 from wsiseg.cli.cohort_progress import CohortProgress
 from wsiseg.cli.predict_engine import check_engine, gather, is_shared
 from wsiseg.cli.predict_known import first_files, stamps
 from wsiseg.cli.predict_settings import IMAGE_SUFFIXES, SCANNER_SUFFIXES, Settings
 from wsiseg.cli.predict_slides import Slides
+from wsiseg.cli.say import say
 from wsiseg.errors import OutputError, UsageError
 from wsiseg.geometry import Grid, Size
 from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome, Task, collect, run_tasks
@@ -141,7 +140,7 @@ def _work(
         outcomes.append(outcome)
         table.add(outcome)
         if outcome.status == ELSEWHERE:
-            click.echo(f"{outcome.task.stem}: {ELSEWHERE} ({outcome.error}), left to it")
+            say(f"{outcome.task.stem}: {ELSEWHERE} ({outcome.error}), left to it")
     return outcomes, table.end()
 
 
@@ -155,7 +154,7 @@ def _told(
                 progress.drop()
             continue
         if outcome.status == FAILED:
-            click.echo(f"wsiseg: error: {outcome.error}", err=True)
+            say(f"wsiseg: error: {outcome.error}", err=True)
         if progress is not None:
             progress.ended(outcome)
         yield outcome
@@ -192,7 +191,7 @@ class _Table:
         """Say that the run has ended; whether the files tell of all that was put in."""
         if self._try(self._files.end):
             return True
-        click.echo(
+        say(
             f"wsiseg: error: {self._files.summary}: does not tell of this run; make it writable and"
             " start the same command again, what is complete is kept",
             err=True,
@@ -204,7 +203,7 @@ class _Table:
             action()
         except OutputError as e:
             if str(e) != self._warned:
-                click.echo(f"wsiseg: warning: {e}", err=True)
+                say(f"wsiseg: warning: {e}", err=True)
             self._warned = str(e)
             return False
         return True
@@ -235,6 +234,6 @@ def _check_folder(folder: Path) -> None:
 def _sum_up(tasks: list[Task], failures: list[Outcome]) -> None:
     if len(tasks) < 2 or not failures:
         return
-    click.echo(f"{len(failures)} of {len(tasks)} slides failed:", err=True)
+    say(f"{len(failures)} of {len(tasks)} slides failed:", err=True)
     for failure in failures:
-        click.echo(f"  {failure.task.path}", err=True)
+        say(f"  {failure.task.path}", err=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wsiseg.errors import UsageError
 from wsiseg.inference.cohort import Task
 from wsiseg.inference.job import PredictOptions
 from wsiseg.names import plain
@@ -74,10 +76,16 @@ class Settings:
         """Tissue mode or mask file for a slide: the option, then the table, then auto."""
         return self.tissue or task.tissue or "auto"
 
-    def tissue_name(self, task: Task) -> str:
-        """How the record of its outputs calls that."""
+    def tissue_record(self, task: Task) -> dict[str, str | None]:
+        """What the record of its outputs says of that: of a file its name and a digest."""
         mode = self.tissue_of(task)
-        return mode if mode in ("auto", "none") else Path(mode).name
+        if mode in ("auto", "none"):
+            return {"tissue": mode, "tissue_sha256": None}
+        try:
+            digest = hashlib.sha256(Path(mode).read_bytes()).hexdigest()
+        except OSError as e:
+            raise UsageError(f"{mode}: cannot read the tissue mask ({e.strerror or e})") from e
+        return {"tissue": Path(mode).name, "tissue_sha256": digest}
 
     def open(self, task: Task) -> Slide:
         """The slide of a task."""

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import click
-
 from wsiseg.canvas import Canvas
 from wsiseg.canvas_store import discard
 from wsiseg.cli.predict_known import Series, Stamp, complete, file_stamp, other_polygons, stamp
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.predict_warnings import warn_of_slide, warn_of_stain
 from wsiseg.cli.progress import Progress, format_seconds
+from wsiseg.cli.say import say
 from wsiseg.cli.summary import summary
 from wsiseg.errors import CanvasError, OutputError, SlideError
 from wsiseg.inference.cohort import ELSEWHERE, Outcome, Task
@@ -26,7 +25,7 @@ from wsiseg.inference.objects import wants_objects
 from wsiseg.inference.predict import begin, carry_out
 from wsiseg.lease import Lease, Locks
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.outputs.files import write_outputs
+from wsiseg.outputs.files import refuse_foreign, write_outputs
 from wsiseg.outputs.tracing import Tracing
 from wsiseg.slides.slide import Slide
 from wsiseg.slides.tissue import TissueMask, find_tissue
@@ -90,6 +89,8 @@ class Slides:
                     return done
                 if lease is None:
                     return Outcome(task, ELSEWHERE, error=self.locks.holder(lock))
+                if not self.settings.overwrite:
+                    refuse_foreign(self.settings.out, task.stem)
                 warn_of_slide(slide, task.path, self.segmenter.info)
                 tracing = held.enter_context(Tracing())
                 canvas = self._canvas_of_one(slide, task, lease, file, tracing)
@@ -126,9 +127,9 @@ class Slides:
         ]
         if there is not None:
             rows.append(("skipped", "its outputs are complete (--overwrite makes them again)"))
-        click.echo(f"{task.path}")
+        say(f"{task.path}")
         for name, text in rows:
-            click.echo(f"  {name:<11} {text}")
+            say(f"  {name:<11} {text}")
 
     def _lock(self, path: Path, *, patient: bool) -> Lease | None:
         """The lock of a slide, if it is to be had.
@@ -205,7 +206,7 @@ class Slides:
                 check=lease.check,
             )
             if work.note:
-                click.echo(f"{task.stem}: {work.note}")
+                say(f"{task.stem}: {work.note}")
             options = self.settings.output_options()
             if "geojson" in options.kinds and not wants_objects(self.segmenter.info):
                 chunks = work.job.layout.windows_per_chunk(work.canvas.chunk_px)
@@ -220,7 +221,7 @@ class Slides:
         """Write the outputs of a complete canvas; it is left there where they cannot be."""
         settings = self.settings
         lease.check()
-        parameters = {**canvas.record["parameters"], "tissue": settings.tissue_name(task)}
+        parameters = {**canvas.record["parameters"], **settings.tissue_record(task)}
         canvas.update_record(parameters=parameters, kept=settings.keep_canvas)
         warn_of_stain(canvas, task.path)
         try:
@@ -231,6 +232,7 @@ class Slides:
                 settings.output_options(),
                 check=lease.check,
                 regions=tracing.regions,
+                overwrite=settings.overwrite,
             )
         except OutputError:
             lease.check()  # who has the slide by now removes what this process left unfinished
@@ -239,9 +241,9 @@ class Slides:
             lease.check()
             canvas.remove()
         seconds = time.monotonic() - began
-        click.echo(summary(canvas, written, seconds=seconds))
+        say(summary(canvas, written, seconds=seconds))
         if settings.keep_canvas:
-            click.echo(f"  kept {canvas.path}")
+            say(f"  kept {canvas.path}")
         areas = {area.name: area.mm2 for area in written.areas}
         return Outcome(task, str(canvas.record["status"]), seconds, areas)
 
@@ -254,7 +256,7 @@ class Slides:
             return None
         again = "" if self.settings.overwrite else " (--overwrite makes them again)"
         unlike = other_polygons(self.settings, sidecar)
-        click.echo(f"{task.stem}: outputs are complete, skipped{again}{unlike}")
+        say(f"{task.stem}: outputs are complete, skipped{again}{unlike}")
         seconds, areas = sidecar.get("timings", {}).get("total"), sidecar.get("areas_mm2", {})
         return Outcome(task, str(sidecar.get("status")), seconds, areas, earlier=True)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from wsiseg.canvas import Canvas
+from wsiseg.cli.say import say
 from wsiseg.models.segmenter import ModelInfo
 from wsiseg.slides.slide import COARSE, Slide
 
@@ -20,7 +19,7 @@ def warn_of_slide(slide: Slide, path: Path, model: ModelInfo) -> None:
             f"{model.mpp:g}: the result will mean little"
         )
     for line in lines:
-        click.echo(f"wsiseg: warning: {path}: {line}", err=True)
+        say(f"wsiseg: warning: {path}: {line}", err=True)
 
 
 def warn_of_stain(canvas: Canvas, path: Path) -> None:
@@ -28,7 +27,7 @@ def warn_of_stain(canvas: Canvas, path: Path) -> None:
     if canvas.record["status"] == "ok" and (
         canvas.record["parameters"].get("stain_matrix", ()) is None
     ):
-        click.echo(
+        say(
             f"wsiseg: warning: {path}: too little tissue, or stains unlike H&E: not "
             "normalised to the model's stains",
             err=True,

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
+from wsiseg.cli.say import PATH
+
 
 @click.command("pretrain")
 @click.argument("stages", nargs=-1)
 @click.option(
     "--config", required=True, help="YAML of all stages, or a shipped one such as glas-small."
 )
-@click.option("--data", type=Path, required=True, help="Folder that the sources are below.")
-@click.option("--out", type=Path, required=True, help="Run folder; made if missing.")
+@click.option("--data", type=PATH, required=True, help="Folder that the sources are below.")
+@click.option("--out", type=PATH, required=True, help="Run folder; made if missing.")
 @click.option(
     "--set",
     "settings",
@@ -41,12 +43,16 @@ def command(
     pretrain`.
     """
     from wsiseg.config import apply_overrides, find_config, load_yaml
+    from wsiseg.errors import ConfigError
     from wsiseg.training.pretrain import pretrain
     from wsiseg.training.pretrain_config import chosen_stages, pretrain_config
     from wsiseg.training.processes import Processes, device_of_process
 
-    mapping = load_yaml(find_config(config, "pretrain"))
-    run = pretrain_config(apply_overrides(mapping, settings))
+    mapping = apply_overrides(load_yaml(find_config(config, "pretrain")), settings)
+    try:
+        run = pretrain_config(mapping)
+    except ConfigError as e:
+        raise ConfigError(f"--config {config}{' with --set' if settings else ''}: {e}") from e
     own = device_of_process(device)
     for stage in chosen_stages(run, stages):
         written = pretrain(stage, run, data=data, out=out, resume=resume, device=own)

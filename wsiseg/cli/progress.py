@@ -6,8 +6,9 @@ import sys
 import time
 from typing import Any
 
-import click
 from tqdm import tqdm
+
+from wsiseg.cli.say import say
 
 
 class Progress:
@@ -31,7 +32,7 @@ class Progress:
             self._told = now
             rate = done / (now - self._began)
             left = format_seconds((total - done) / rate)
-            click.echo(
+            say(
                 f"{self._name}: {done} of {total} {self._unit}s, {rate:.1f} {self._unit}s/s, "
                 f"{left} left",
                 err=True,

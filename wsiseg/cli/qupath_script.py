@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from wsiseg.cli.say import UserPath
+
 
 @click.command("qupath-script")
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="Write the script to a file instead.",
 )
 def command(out: Path | None) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from wsiseg.cli.say import PATH
+
 
 @click.command("report")
-@click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
-@click.option(
-    "--html", type=click.Path(path_type=Path), help="File to write; OUT/report.html if not given."
-)
+@click.argument("folder", metavar="OUT", type=PATH)
+@click.option("--html", type=PATH, help="File to write; OUT/report.html if not given.")
 def command(folder: Path, html: Path | None) -> None:
     """Write one HTML page for the outputs in OUT: a row a slide with areas, totals, failures.
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from wsiseg.cli.say import PATH
+
 
 @click.command("train")
 @click.option(
@@ -14,7 +16,7 @@ import click
     required=True,
     help="bcss, glas, pannuke, qupath, wsss4luad, consep, or a YAML file (folder and options).",
 )
-@click.option("--data", type=Path, required=True, help="Folder of the data set.")
+@click.option("--data", type=PATH, required=True, help="Folder of the data set.")
 @click.option("--split", help="Part to train on; default train (pannuke: lowdata-train).")
 @click.option("--fold", metavar="K/N", help="Leave out fold K of N (whole patients).")
 @click.option(
@@ -25,7 +27,7 @@ import click
     help="Extractor: a file of `wsiseg pretrain` or `wsiseg models import`, a checkpoint, or a "
     "model's name. Without it the configuration's, and without one there pathsegdiff-brca.",
 )
-@click.option("--out", type=Path, required=True, help="Run folder; made if missing.")
+@click.option("--out", type=PATH, required=True, help="Run folder; made if missing.")
 @click.option(
     "--config",
     help="YAML of the run, or a shipped one such as glas/res-unet or small/res-unet; without it "

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
+from wsiseg.cli.say import PATH
+
 
 @click.command("view")
-@click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="OUT", type=PATH)
 @click.option(
     "--slides",
     multiple=True,
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder of the slides, with those below it; may be given more than once.",
 )
 @click.option(

@@ -185,6 +185,14 @@ def _shapes(
     """The polygons of a slide on its grid, in the order in which they are painted."""
     labels = labels_of(config, classes)
     shapes = []
+    idle = sum(is_region(config, annotation) for annotation in slide.annotations)
+    if idle and config.background is None:
+        warnings.warn(
+            f"{slide.geojson.name}: {idle} annotations of class {config.region} say nothing without"
+            " the option background (in a YAML file for --dataset, a copy of"
+            " configs/datasets/qupath.yaml)",
+            stacklevel=2,
+        )
     for annotation in slide.annotations:
         region = is_region(config, annotation)
         value = labels.get(annotation.class_name, IGNORE)  # not named: ends in '*', or no class

@@ -5,13 +5,12 @@ Knows no slide formats and no networks; what is done with a slide is the caller'
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import os
-import re
 import struct
 import time
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,16 +18,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsiseg.errors import LeaseLostError, UsageError, WsisegError
-from wsiseg.names import usable_stem
+from wsiseg.inference.lists import table, text_list
+from wsiseg.names import is_dicom, usable_stem
 
 LISTS = (".txt", ".csv")
+PICTURES = (".png", ".jpg", ".jpeg")
 OWN_OUTPUTS = (".mask.ome.tif", ".overview.png")
-COLUMNS = ("path", "mpp", "tissue")
 FAILED, ELSEWHERE = "failed", "running elsewhere"
-_MAX_LIST_BYTES = 64 << 20
-"""Of a list or table: a hundred thousand paths take a tenth of it."""
-_MAX_LINE = 20_000
-"""Characters of a line of one; a path has at most 4096, and csv takes no cell over 131072."""
 RESERVED = ("run", ".run")
 """Stems that are those of files of the run itself."""
 _OF_LIBRARIES = (
@@ -81,10 +77,11 @@ def collect(inputs: Sequence[str], *, suffixes: Collection[str]) -> list[Task]:
 
     An input is one of
     - a slide;
-    - a folder, whose files with a known suffix are taken: not those in folders below it, no hidden
-      ones and no outputs of earlier runs;
+    - a folder, whose files with a known suffix are taken, and those of DICOM: not those in folders
+      below it, no hidden ones, no outputs of earlier runs and no pictures named like a slide;
     - a pattern with `*`, `?` or `[`;
-    - a .txt list with a path a line; `#` at the start or after a space begins a comment;
+    - a .txt list with a path a line; `#` at the start, or after a space where that is in no name
+      of a file, begins a comment;
     - a .csv table with the column path and, if wanted, mpp and tissue.
     Relative paths in a list or table are relative to its folder. A slide that stands in one but is
     missing from the disk is kept, so that it fails by itself.
@@ -145,17 +142,26 @@ def _expand(text: str, suffixes: Collection[str]) -> list[Task]:
     if path.is_dir():
         return _folder(path, suffixes)
     if path.suffix.lower() in LISTS and path.is_file():
-        return _text_list(path) if path.suffix.lower() == ".txt" else _table(path)
+        named = text_list(path) if path.suffix.lower() == ".txt" else table(path)
+        return [Task(e.path, mpp=e.mpp, tissue=e.tissue) for e in named]
     if path.exists():
         return [Task(path)]
     if not glob.has_magic(text):
         raise UsageError(f"{text}: no such file or folder")
-    names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob: relative ones only)
+    names = glob.glob(_pattern(path), recursive=True)  # noqa: PTH207 (Path.glob: relative ones only)
     found = sorted(Path(p) for p in names)
     files = [p for p in found if p.is_file() and _is_slide(p, suffixes)]
     if not files:
         raise UsageError(f"{text}: no slide matches")
     return [Task(p) for p in files]
+
+
+def _pattern(path: Path) -> str:
+    """A pattern in which folders that are there, brackets and all, stand for themselves."""
+    for folder in path.parents:
+        if folder.is_dir():
+            return str(Path(glob.escape(str(folder))) / path.relative_to(folder))
+    return str(path)
 
 
 def _is_slide(path: Path, suffixes: Collection[str]) -> bool:
@@ -166,9 +172,12 @@ def _is_slide(path: Path, suffixes: Collection[str]) -> bool:
 
 def _folder(path: Path, suffixes: Collection[str]) -> list[Task]:
     try:
-        files = sorted(p for p in path.iterdir() if p.is_file() and _is_slide(p, suffixes))
+        there = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
     except OSError as e:
         raise UsageError(f"{path}: cannot list the folder ({e.strerror})") from e
+    dicom = ".dcm" in suffixes
+    files = sorted(p for p in there if _is_slide(p, suffixes) or (dicom and is_dicom(p)))
+    files = _without_previews(files)
     if not files:
         known = " ".join(sorted(suffixes))
         raise UsageError(
@@ -178,66 +187,18 @@ def _folder(path: Path, suffixes: Collection[str]) -> list[Task]:
     return [Task(p) for p in files]
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_LIST_BYTES + 1)
-        lines = data.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"{path}: cannot read the list ({e})") from e
-    if len(data) > _MAX_LIST_BYTES or any(len(s) > _MAX_LINE or "\0" in s for s in lines):
-        raise UsageError(f"{path}: not a list of slides; give a text file with a path a line")
-    return lines
-
-
-def _text_list(path: Path) -> list[Task]:
-    rows = (re.sub(r"(^|\s)#.*", "", line).strip() for line in _lines(path))
-    tasks = [Task(path.parent / row) for row in rows if row]
-    if not tasks:
-        raise UsageError(f"{path}: the list names no slide")
-    return tasks
-
-
-def _table(path: Path) -> list[Task]:
-    reader = csv.DictReader(_lines(path))
-    try:
-        return _rows(path, reader)
-    except csv.Error as e:
-        raise UsageError(f"{path}, line {reader.line_num}: not a table ({e})") from e
-
-
-def _rows(path: Path, reader: csv.DictReader[str]) -> list[Task]:
-    names = [(name or "").strip() for name in reader.fieldnames or ()]
-    unknown = [name for name in names if name not in COLUMNS]
-    if "path" not in names or unknown:
-        found = ", ".join(map(repr, names)) or "nothing"
-        raise UsageError(
-            f"{path}: the first line must name the columns, path and if wanted mpp and tissue, with"
-            f" commas between; it has {found}"
+def _without_previews(files: list[Path]) -> list[Path]:
+    """The files without pictures (a preview, a mask) of a slide among them; says so."""
+    pictures = [p for p in files if p.suffix.lower() in PICTURES]
+    slides = {p.stem.casefold(): p for p in files if p not in set(pictures)}
+    left_out = {p for p in pictures if p.stem.casefold() in slides}
+    for path in sorted(left_out):
+        warnings.warn(
+            f"{path}: left out, by its name a picture of {slides[path.stem.casefold()].name}; give"
+            " its path to have it segmented",
+            stacklevel=2,
         )
-    reader.fieldnames = names
-    tasks = []
-    for row in reader:
-        cells = {k: (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}
-        if len(cells) != len(row) or not cells["path"]:
-            raise UsageError(f"{path}, line {reader.line_num}: not one cell a column")
-        tissue = cells.get("tissue") or None
-        if tissue is not None and tissue not in ("auto", "none"):
-            tissue = str(path.parent / tissue)
-        mpp = _number(cells.get("mpp") or None, f"{path}, line {reader.line_num}")
-        tasks.append(Task(path.parent / cells["path"], mpp=mpp, tissue=tissue))
-    if not tasks:
-        raise UsageError(f"{path}: the table names no slide")
-    return tasks
-
-
-def _number(text: str | None, where: str) -> float | None:
-    if text is None:
-        return None
-    try:
-        return float(text)
-    except ValueError as e:
-        raise UsageError(f"{where}: mpp {text!r} is not a number") from e
+    return [p for p in files if p not in left_out]
 
 
 def _with_stems(tasks: list[Task]) -> list[Task]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.errors import OutputError, UsageError
+from wsiseg.outputs import geojson, sidecar
 from wsiseg.outputs.geojson import PolygonOptions, write_geojson
 from wsiseg.outputs.overview import write_overview
 from wsiseg.outputs.polygons import Regions
@@ -76,6 +78,40 @@ def complete_outputs(folder: str | Path, stem: str) -> dict[str, Any] | None:
     return sidecar if whole else None
 
 
+def refuse_foreign(folder: Path, stem: str) -> None:
+    """Make sure that no file of somebody else has a name of the outputs.
+
+    GeoJSON and JSON files beside a slide may hold a person's annotations: those that wsiseg did
+    not write as they are, corrected ones among them, are not overwritten unasked.
+
+    Raises:
+        OutputError: there is such a file.
+    """
+    for name, opening in (
+        (f"{stem}.geojson", geojson.OPENING),
+        (f"{stem}.geojson.gz", geojson.OPENING),
+        (f"{stem}.json", sidecar.OPENING),
+    ):
+        path = folder / name
+        if path.is_file() and not _begins(path, opening.encode()):
+            raise OutputError(
+                f"{path}: is not as wsiseg writes it, perhaps annotations of your own; move it, or"
+                " choose another folder for the outputs"
+            )
+
+
+def _begins(path: Path, opening: bytes) -> bool:
+    """Whether a file, unpacked if it is .gz, begins so, or is empty."""
+    try:
+        if path.suffix != ".gz":
+            with path.open("rb") as file:
+                return file.read(len(opening)) in (opening, b"")
+        with gzip.open(path) as packed:
+            return packed.read(len(opening)) in (opening, b"")
+    except (OSError, EOFError):
+        return False
+
+
 def write_outputs(
     canvas: Canvas,
     folder: str | Path,
@@ -84,6 +120,7 @@ def write_outputs(
     *,
     check: Callable[[], None] | None = None,
     regions: Callable[[], Regions | None] = lambda: None,
+    overwrite: bool = False,
 ) -> OutputFiles:
     """Write mask, polygons, overview and sidecar of a canvas as `<folder>/<stem>.*`.
 
@@ -91,12 +128,16 @@ def write_outputs(
     the outputs are complete. On any failure the temporary files are removed and what was there
     before stays. Several processes that may write the same files take a lock and give `check`, see
     `staged`. `regions` gives those that were traced already with the same options, if they were.
+    With `overwrite` files of others under these names are replaced, too.
 
     Raises:
-        OutputError: they cannot be written, or some of another slide or model would stay.
+        OutputError: they cannot be written, or some of another slide or model would stay; see
+            `refuse_foreign`.
     """
     options = options or OutputOptions()
     folder = Path(folder)
+    if not overwrite:
+        refuse_foreign(folder, stem)
     names = output_names(stem, gzip=options.polygons.gzip)
     kinds = [k for k in KINDS if k in options.kinds]
     finals = [folder / names[k] for k in (*kinds, "json")]
@@ -146,7 +187,7 @@ def _kept(folder: Path, old: dict[str, Any], kinds: list[str]) -> dict[str, str]
 _SAME = {
     "slide": ("quickhash", "size"),
     "model": ("sha256",),
-    "parameters": ("mpp", "overlap_px", "seed", "tta", "tissue"),
+    "parameters": ("mpp", "overlap_px", "seed", "tta", "tissue", "tissue_sha256"),
 }
 """What files that stand side by side must have been made of, as a record tells it."""
 

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 _NAMESPACE = uuid.UUID("7c1b6f5e-3c0f-5b0e-9c55-0f6f3d3f8a11")
 _MAX_TOLERANCE_UM = 1000.0
 _COMPACT = (",", ":")
+OPENING = '{"type":"FeatureCollection","features":[\n'
+"""How every file begins, and none that QuPath writes."""
 _SPEED_ONLY = {"batch_size", "workers", "memory_gib", "device"}
 """Parameters that do not change what is computed, so not the ids either."""
 
@@ -215,7 +217,7 @@ def _write(
     classes = dict(canvas.classes.values())
     numbers = dict.fromkeys(classes, 0)
     features = vertices = 0
-    out.write('{"type":"FeatureCollection","features":[')
+    out.write(OPENING)
     for i in np.lexsort((np.arange(len(areas)), -areas, values)):
         if geometries[i] is None:
             continue
@@ -230,11 +232,11 @@ def _write(
             _NAMESPACE, f"{run}|{value}|{shapely.to_wkb(geometries[i], hex=True)}"
         )
         feature = geojson.Feature(str(identity), _geometry(geometries[i]), properties)
-        out.write(",\n" if features else "\n")
+        out.write(",\n" if features else "")
         out.write(geojson.dumps(feature, ensure_ascii=False, separators=_COMPACT))
         features += 1
         vertices += int(shapely.get_num_coordinates(geometries[i]))
-    out.write("\n]}\n")
+    out.write("\n]}\n" if features else "]}\n")
     return features, vertices
 
 

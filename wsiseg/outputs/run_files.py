@@ -61,7 +61,7 @@ class Row:
     def cells(self) -> Cells:
         """As in the table."""
         return {
-            "path": plain(str(self.path.absolute())),
+            "path": plain(os.path.realpath(self.path)),
             "stem": plain(self.stem),
             "status": self.status,
             "seconds": "" if self.seconds is None else f"{self.seconds:.1f}",

@@ -12,6 +12,8 @@ from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 
 FORMAT = 1
+OPENING = '{\n  "format": '
+"""How every file begins."""
 
 
 class ClassArea(NamedTuple):

@@ -9,15 +9,42 @@ from pathlib import Path
 import tifffile
 
 from wsiseg.errors import SlideError
+from wsiseg.names import is_dicom
 from wsiseg.slides.backend_base import TIFF_ERRORS, Backend, NotThisBackend
+from wsiseg.slides.channels import channels_apart
 from wsiseg.slides.direct_backend import DirectBackend
 from wsiseg.slides.image_backend import ImageBackend
 from wsiseg.slides.openslide_backend import OpenSlideBackend
 from wsiseg.slides.tiff_check import check_tiff, is_tiff
 from wsiseg.slides.tiffslide_backend import TiffSlideBackend
 
+RGB = 3
+
 
 def open_backend(path: Path, backend: str) -> Backend:
+    """The backend that reads a file, see `_chosen`; three channels in planes of their own, which
+    tiffslide puts together, are read by that.
+
+    Raises:
+        SlideError: nothing is there, or nothing that can be read; channels that are no RGB.
+    """
+    path = _slide_file(path)
+    found = _chosen(path, backend)
+    if isinstance(found, TiffSlideBackend):
+        return found
+    count = channels_apart(path, found.properties)
+    if not count:
+        return found
+    found.close()
+    if count == RGB and backend == "auto":
+        return TiffSlideBackend(path)
+    raise SlideError(
+        f"{path}: holds {count} channels in planes of their own, no RGB image as of a slide in"
+        " brightfield; convert it to RGB"
+    )
+
+
+def _chosen(path: Path, backend: str) -> Backend:
     """The backend that reads a file.
 
     Args:
@@ -30,7 +57,6 @@ def open_backend(path: Path, backend: str) -> Backend:
     Raises:
         SlideError: nothing is there, or nothing that can be read.
     """
-    path = _slide_file(path)
     if backend != "tiffslide":
         try:
             return _by_openslide(path, backend)
@@ -102,7 +128,7 @@ def _slide_file(path: Path) -> Path:
 def _dicom_file(folder: Path) -> Path:
     """A file of the only DICOM slide in a folder (a slide has a file for each level)."""
     slides: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.dcm")):
+    for file in sorted(f for f in folder.iterdir() if is_dicom(f)):
         try:
             backend = OpenSlideBackend(file)
         except (NotThisBackend, SlideError):

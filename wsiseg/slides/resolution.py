@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -11,7 +12,19 @@ from wsiseg.errors import ResolutionError
 
 _UM_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 _PLAUSIBLE_UM = (0.05, 10.0)
-_UM_PER_OME_UNIT = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_UM_PER_OME_UNIT = {
+    "Å": 1e-4,
+    "nm": 1e-3,
+    "\N{GREEK SMALL LETTER MU}m": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+    "in": 25_400.0,
+}
+"""Normalised: there are two letters for micro, and two for angstrom."""
+_MAX_DIFFERENCE = 0.05
 _TAG_VENDORS = ("generic-tiff", "image")
 
 
@@ -40,12 +53,27 @@ def resolve(
     cm between 0.05 and 10 um per pixel (the 72 to 600 dpi that many programs write are of print, no
     physical scale); 10 um / objective power, with a warning.
 
+    An option that differs by more than 5% from what the slide states is taken, with a warning.
+
     Raises:
         ResolutionError: the option is out of range, nothing is known, or x and y differ by more
             than 1%.
     """
-    if option is not None:
-        return Resolution(checked_mpp(option), "option")
+    if option is None:
+        return _stated(name, properties, vendor)
+    mpp = checked_mpp(option)
+    try:
+        stated = _stated(name, properties, vendor)
+    except ResolutionError:
+        return Resolution(mpp, "option")
+    if abs(stated.mpp - mpp) <= _MAX_DIFFERENCE * stated.mpp:
+        return Resolution(mpp, "option")
+    warning = f"states {stated.mpp:.4g} um per pixel ({stated.source}), {mpp:.4g} is used as given"
+    return Resolution(mpp, "option", (warning,))
+
+
+def _stated(name: str, properties: Mapping[str, str], vendor: str) -> Resolution:
+    """What a slide states, see `resolve`."""
     pair = _mpp_ome(properties)
     if pair is None and vendor not in _TAG_VENDORS:
         pair = _mpp_properties(properties)
@@ -60,7 +88,8 @@ def resolve(
         warning = f"mpp {mpp:g} is a guess from the objective power {power:g}; --mpp sets it"
         return Resolution(mpp, "objective power", (warning,))
     raise ResolutionError(
-        f"{name}: the slide does not state its micrometres per pixel; give them with --mpp"
+        f"{name}: the slide does not state its micrometres per pixel; give them with --mpp, or for"
+        " some of many slides in a .csv with the columns path and mpp"
     )
 
 
@@ -96,7 +125,8 @@ def _mpp_ome(properties: Mapping[str, str]) -> tuple[float, float] | None:
     pair = []
     for axis in "XY":
         size = None if pixels is None else _positive(pixels.get(f"PhysicalSize{axis}"))
-        unit = "µm" if pixels is None else pixels.get(f"PhysicalSize{axis}Unit", "µm")
+        unit = "um" if pixels is None else pixels.get(f"PhysicalSize{axis}Unit", "um")
+        unit = unicodedata.normalize("NFKC", unit)
         if size is None or unit not in _UM_PER_OME_UNIT:
             return None
         pair.append(size * _UM_PER_OME_UNIT[unit])

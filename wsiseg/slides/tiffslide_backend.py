@@ -52,6 +52,8 @@ class TiffSlideBackend:
                 self.level_sizes = tuple(Size(*size) for size in self._slide.level_dimensions)
                 self.associated = _tiffslide_associated(self._slide)
         except TIFF_ERRORS as e:
+            if hasattr(self, "_slide"):
+                self.close()
             raise SlideError(f"{path}: damaged or unsupported TIFF ({short_message(e)})") from e
         self._path = path
         self._lock = threading.Lock()

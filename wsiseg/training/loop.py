@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiseg.atomic import staged
-from wsiseg.config import from_mapping, to_mapping
+from wsiseg.config import difference, from_mapping, to_mapping
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
 from wsiseg.training.curves import draw_curves
 from wsiseg.training.files import RunLog, read_state
@@ -124,19 +124,23 @@ def claim_run(run: Path, config: Any, *, resume: bool) -> None:
     begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
     if begun and not resume:
         raise UsageError(f"{run}: holds a run already; give --resume or another --out")
-    if begun and not _holds(record, config):
-        raise UsageError(f"{run}: was started with another configuration; use another --out")
+    if begun and (other := _other_key(record, config)):
+        raise UsageError(
+            f"{run}: was started with another configuration ({other}); use another --out, and to"
+            " train further give its model as the start of a new run"
+        )
     with staged(record) as (temporary,):
         temporary.write_text(text)
 
 
-def _holds(record: Path, config: Any) -> bool:
-    """Whether a file holds a configuration; keys that it lacks have their defaults."""
+def _other_key(record: Path, config: Any) -> str:
+    """The first key of a configuration that is not as a file holds it, empty if none; keys that
+    the file lacks have their defaults."""
     try:
-        data = json.loads(record.read_text())
-        return bool(from_mapping(type(config), data) == config)
+        held = from_mapping(type(config), json.loads(record.read_text()))
     except (OSError, ValueError):  # missing, damaged, or of another kind
-        return False
+        return f"{record.name} cannot be read as one of its kind"
+    return difference(held, config)
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:

@@ -35,7 +35,7 @@ class Table:
         cells.append(_head("Analysed mm²"))
         cells += [_head(f"{name} mm²", swatch=colour) for name, colour in self.classes.items()]
         cells += [_head(f"{name} objects") for name in self.counted]
-        cells += [_head("µm per px"), _head("Seconds"), _head("Tissue", "text")]
+        cells += [_head("µm per px"), _head("Analysis s"), _head("Tissue", "text")]
         cells += [_head("Model", "text")]
         return f"<tr>{''.join(cells)}</tr>"
 
@@ -50,7 +50,7 @@ class Table:
             *(_area(result.areas_mm2.get(c), total) for c in self.classes),
             *(_value(objects.get(c), "{:,.0f}") for c in self.counted),
             _value(result.mpp, "{:.4g}"),
-            _value(result.seconds, "{:,.0f}"),
+            _value(result.seconds, "{:,.1f}"),
             _text(result.tissue),
             _text(result.model, result.model_sha256[:12]),
         ]
@@ -68,7 +68,7 @@ class Table:
             *(_area(sums[c], total) for c in self.classes),
             *(_value(n, "{:,.0f}") for n in counts),
             "<td></td>",
-            _value(sum(r.seconds or 0.0 for r in results), "{:,.0f}"),
+            _value(sum(r.seconds or 0.0 for r in results), "{:,.1f}"),
             "<td></td><td></td>",
         ]
         return f"<tr>{''.join(cells)}</tr>"

@@ -1,0 +1,41 @@
+"""What every command shares: lines to print, and paths as they are typed. Knows no algorithm."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class UserPath(click.Path):
+    """A path whose `~` is the home folder, which shells leave alone in `--out=~/masks`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a `~name` of nobody is a usage error."""
+        path = str(super().convert(value, param, ctx))
+        try:
+            return Path(path).expanduser()
+        except RuntimeError as e:
+            self.fail(f"{value}: {e}", param, ctx)
+
+
+PATH = UserPath()
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text. Where nobody reads any more (`| head`), the work goes on without it."""
+    try:
+        click.echo(text, err=err, nl=nl)
+    except OSError:
+        stream = sys.stderr if err else sys.stdout
+        with suppress(OSError, ValueError):  # a stream without a file
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
