@@ -74,7 +74,7 @@ def test_it_shows_every_slide_and_needs_nothing_else(run: Path, made_run: Run) -
     sums = sum(r.areas_mm2.get("Gland", 0) for r in read_run(run))
     assert total[column["Gland mm²"]].startswith(f"{sums:.3f}")
     assert "Stroma <i> mm²" in column
-    assert by_name["a.tif"][column["Seconds"]] == "12"
+    assert by_name["a.tif"][column["Analysis s"]] == "12.5"
 
 
 def test_nothing_in_a_name_becomes_markup_or_leads_away(run: Path) -> None:

@@ -78,7 +78,7 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
     """Outputs of one canvas, and a line for each file."""
     from wsiseg.canvas import Canvas
     from wsiseg.errors import CanvasError
-    from wsiseg.outputs.files import write_outputs
+    from wsiseg.outputs.files import refuse_foreign, write_outputs
 
     if not (path / "zarr.json").is_file():
         raise CanvasError(
@@ -94,7 +94,9 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
                 f"{path}: {damaged} of its chunks are damaged; make it again with"
                 " wsiseg predict --overwrite --keep-canvas"
             )
-        written = write_outputs(canvas, out, path.name.removesuffix(SUFFIX), options)
+        stem = path.name.removesuffix(SUFFIX)
+        refuse_foreign(out, stem)
+        written = write_outputs(canvas, out, stem, options)
     polygons = written.polygons or {}
     if polygons.get("tolerance_raised"):
         used = f"{polygons['tolerance_um']:g} um, {polygons['vertices']} vertices"

@@ -224,6 +224,8 @@ class Slides:
         parameters = {**canvas.record["parameters"], **settings.tissue_record(task)}
         canvas.update_record(parameters=parameters, kept=settings.keep_canvas)
         warn_of_stain(canvas, task.path)
+        if not settings.overwrite:  # may have come meanwhile
+            refuse_foreign(settings.out, task.stem)
         try:
             written = write_outputs(
                 canvas,
@@ -232,7 +234,6 @@ class Slides:
                 settings.output_options(),
                 check=lease.check,
                 regions=tracing.regions,
-                overwrite=settings.overwrite,
             )
         except OutputError:
             lease.check()  # who has the slide by now removes what this process left unfinished

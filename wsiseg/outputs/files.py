@@ -120,7 +120,6 @@ def write_outputs(
     *,
     check: Callable[[], None] | None = None,
     regions: Callable[[], Regions | None] = lambda: None,
-    overwrite: bool = False,
 ) -> OutputFiles:
     """Write mask, polygons, overview and sidecar of a canvas as `<folder>/<stem>.*`.
 
@@ -128,16 +127,13 @@ def write_outputs(
     the outputs are complete. On any failure the temporary files are removed and what was there
     before stays. Several processes that may write the same files take a lock and give `check`, see
     `staged`. `regions` gives those that were traced already with the same options, if they were.
-    With `overwrite` files of others under these names are replaced, too.
+    Files of others under these names are replaced, see `refuse_foreign`.
 
     Raises:
-        OutputError: they cannot be written, or some of another slide or model would stay; see
-            `refuse_foreign`.
+        OutputError: they cannot be written, or some of another slide or model would stay.
     """
     options = options or OutputOptions()
     folder = Path(folder)
-    if not overwrite:
-        refuse_foreign(folder, stem)
     names = output_names(stem, gzip=options.polygons.gzip)
     kinds = [k for k in KINDS if k in options.kinds]
     finals = [folder / names[k] for k in (*kinds, "json")]
