@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ import numpy.typing as npt
 import zarr
 from numcodecs.zstd import Zstd
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
 from wsiseg.atomic import sync_file, sync_folder, sync_tree
 from wsiseg.errors import CanvasError
@@ -210,16 +210,26 @@ def _put_file(path: Path, data: bytes, *, durable: bool = False) -> None:
 
 
 def fill(folder: Path, meta: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Make a new empty canvas of what it states of itself and of planes of bytes."""
+    """Make a new empty canvas of what it states of itself and of planes of bytes.
+
+    Zarr makes it in memory: on a full disk its threads would still be writing after the error.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     (width, height), side = meta["grid"]["size"], int(meta["chunk_px"])
     rows, columns = -(-height // side), -(-width // side)
     chunk = (min(side, height), min(side, width))
-    group = zarr.open_group(str(folder), mode="w")
+    made: dict[str, Any] = {}
+    group = zarr.open_group(MemoryStore(made), mode="w")
     how: dict[str, Any] = {"fill_value": 0, "compressors": ZstdCodec(level=1)}
     for name in names:
         group.create_array(name, shape=(height, width), chunks=chunk, dtype="uint8", **how)
     group.create_array("done", shape=(rows, columns), chunks=(1, columns), dtype="uint32", **how)
     group.attrs[RECORD] = dict(meta)
+    for name, data in made.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data.to_bytes())
 
 
 def replace_folder(path: Path, build: Callable[[Path], None]) -> None:
@@ -238,17 +248,8 @@ def replace_folder(path: Path, build: Callable[[Path], None]) -> None:
         new.rename(path)
         sync_folder(path.parent)
     except BaseException:
-        _remove_tree(new)
+        shutil.rmtree(new, ignore_errors=True)
         raise
-
-
-def _remove_tree(folder: Path) -> None:
-    """Remove a folder in which threads of zarr may still be writing, as after a full disk."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.05)
 
 
 def discard(path: Path, *, keep_new: bool = False) -> None:
