@@ -104,3 +104,12 @@ def test_on_a_cpu_the_layout_does_not_depend_on_the_first_batch(first: torch.mem
 def test_groups() -> None:
     assert list(groups(7, 3)) == [(0, 3), (3, 6), (6, 7)]
     assert list(groups(0, 3)) == []
+
+
+@pytest.mark.parametrize(("overlap", "most"), [(256, 1.06), (512, 1.25)])
+def test_few_tiles_of_the_full_size_network_are_encoded_twice(overlap: int, most: float) -> None:
+    grid = Grid.at_mpp(Size(30_000, 40_000), 0.5, 0.5)
+    layout = plan(grid, None, window_px=768, tile_px=256, overlap_px=overlap)
+    tile_mib = 24  # in float32
+    loads = schedule(layout, capacity=768 // tile_mib - 9)
+    assert len(layout.tiles) < len(loads.tiles) < most * len(layout.tiles)

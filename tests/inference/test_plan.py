@@ -118,8 +118,9 @@ def test_chunk_counts_are_those_of_the_slow_version(chunk: int) -> None:
     assert 1 <= layout.live_chunks(chunk) <= len(slow)
 
 
-def test_what_is_live_does_not_grow_with_the_height() -> None:
-    live = [make(grid_of(300, height)).live_chunks(32) for height in (600, 2400)]
+def test_what_is_live_in_a_block_does_not_grow_with_the_height() -> None:
+    width = WINDOW + 32 * (BLOCK_COLUMNS - 1)
+    live = [make(grid_of(width, height)).live_chunks(32) for height in (600, 2400)]
     assert live[0] == live[1]
 
 

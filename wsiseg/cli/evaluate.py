@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from wsiseg.cli.say import PATH
+from wsiseg.cli.say import PATH, THERE
 
 
 @click.command("evaluate")
@@ -19,7 +19,7 @@ from wsiseg.cli.say import PATH
     required=True,
     help="bcss, glas, pannuke, qupath, wsss4luad, consep, or a YAML file (folder and options).",
 )
-@click.option("--data", type=PATH, required=True, help="Folder of the data set.")
+@click.option("--data", type=THERE, required=True, help="Folder of the data set.")
 @click.option("--split", required=True, help="Part to measure on, such as test or testA.")
 @click.option("--fold", metavar="K/N", help="Measure on fold K of N only (whole patients).")
 @click.option("--out", type=PATH, required=True, help="Folder for tables, pictures and report.")

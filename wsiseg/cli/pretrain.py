@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wsiseg.cli.say import PATH
+from wsiseg.cli.say import PATH, THERE
 
 
 @click.command("pretrain")
@@ -14,7 +14,7 @@ from wsiseg.cli.say import PATH
 @click.option(
     "--config", required=True, help="YAML of all stages, or a shipped one such as glas-small."
 )
-@click.option("--data", type=PATH, required=True, help="Folder that the sources are below.")
+@click.option("--data", type=THERE, required=True, help="Folder that the sources are below.")
 @click.option("--out", type=PATH, required=True, help="Run folder; made if missing.")
 @click.option(
     "--set",

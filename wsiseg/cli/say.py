@@ -19,14 +19,16 @@ class UserPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path; a `~name` of nobody is a usage error."""
-        path = str(super().convert(value, param, ctx))
         try:
-            return Path(path).expanduser()
+            path = Path(os.fspath(value)).expanduser()
         except RuntimeError as e:
             self.fail(f"{value}: {e}", param, ctx)
+        return super().convert(path, param, ctx)
 
 
 PATH = UserPath()
+THERE = UserPath(exists=True)
+"""A file or folder that must be there."""
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:

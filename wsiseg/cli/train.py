@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wsiseg.cli.say import PATH
+from wsiseg.cli.say import PATH, THERE
 
 
 @click.command("train")
@@ -16,7 +16,7 @@ from wsiseg.cli.say import PATH
     required=True,
     help="bcss, glas, pannuke, qupath, wsss4luad, consep, or a YAML file (folder and options).",
 )
-@click.option("--data", type=PATH, required=True, help="Folder of the data set.")
+@click.option("--data", type=THERE, required=True, help="Folder of the data set.")
 @click.option("--split", help="Part to train on; default train (pannuke: lowdata-train).")
 @click.option("--fold", metavar="K/N", help="Leave out fold K of N (whole patients).")
 @click.option(

@@ -24,7 +24,7 @@ from wsiseg.slides.chunk_cache import ChunkCache
 from wsiseg.slides.tiff_check import is_tiff
 from wsiseg.slides.tiff_chunks import ChunkError, ChunkTable, read_tables
 
-_CACHE_BYTES = 128 << 20
+_CACHE_BYTES = 64 << 20
 _VENDORS = ("aperio", "generic-tiff")
 
 
@@ -36,7 +36,7 @@ class DirectBackend:
     others), and whose first chunk and chunk with the most bytes decode to what OpenSlide gives. All
     else comes from OpenSlide: other levels, and chunks that cannot be decoded.
 
-    Memory bound: 128 MiB of decoded chunks beside what OpenSlide keeps.
+    Memory bound: 64 MiB of decoded chunks beside what OpenSlide keeps.
     """
 
     name = "direct"
