@@ -34,6 +34,7 @@ GRID = {
     "min_core_um2": (0.0, 100.0, 200.0, 400.0, 800.0),
     "min_area_um2": (0.0, 200.0, 400.0, 800.0, 1600.0),
     "max_hole_um2": (0.0, 500.0, 2000.0, 8000.0),
+    "cut_share": (0.25, 0.5, 1.0),
 }
 Found = tuple[LabelledImage, Prediction, ModelInfo]
 

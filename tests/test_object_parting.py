@@ -100,12 +100,21 @@ def regions(image: Array) -> list[list[tuple[int, int]]]:
     return found
 
 
-def slow_clean(labels: Array, background: Sequence[int], hole: float, speck: float) -> Array:
-    for wanted_back, area in ((True, hole), (False, speck)):
+def is_cut(region: list[tuple[int, int]], shape: tuple[int, ...]) -> bool:
+    """Whether a region is at the edge of the image."""
+    return any(y in (0, shape[0] - 1) or x in (0, shape[1] - 1) for y, x in region)
+
+
+def slow_clean(
+    labels: Array, background: Sequence[int], hole: float, speck: float, cut_share: float = 1.0
+) -> Array:
+    for wanted_back, most in ((True, hole), (False, speck)):
         out = labels.copy()
         for region in regions(labels):
             y, x = region[0]
             value = labels[y, x]
+            spared = not wanted_back and is_cut(region, labels.shape)
+            area = most * cut_share if spared else most
             if value == 0 or (value in background) != wanted_back or len(region) >= area:
                 continue
             padded = np.pad(labels, 1)
@@ -130,7 +139,8 @@ def slow_separate(labels: Array, border: Array, config: ObjectsConfig) -> Array:
     core = np.where(front & (border < config.border_threshold), labels, 0)
     grown, firsts = np.zeros(labels.shape, int), [(0, 0)]
     for region in regions(core):
-        if core[region[0]] and len(region) >= config.min_core_um2:
+        share = config.cut_share if is_cut(region, core.shape) else 1.0
+        if core[region[0]] and len(region) >= config.min_core_um2 * share:
             firsts.append(region[0])
             grown[tuple(np.transpose(region))] = len(firsts) - 1
     for _ in range(round(config.reach_um)):
@@ -169,13 +179,15 @@ def test_cleaning_is_that_of_a_slow_obvious_version(seed: int, background: tuple
     got = clean(labels, background, max_hole_um2=15, min_area_um2=20)
     assert not np.array_equal(got, labels)
     assert np.array_equal(got, slow_clean(labels, background, 15, 20))
+    spared = clean(labels, background, max_hole_um2=15, min_area_um2=20, cut_share=0.3)
+    assert np.array_equal(spared, slow_clean(labels, background, 15, 20, 0.3))
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_objects_are_those_of_a_slow_obvious_version(seed: int) -> None:
     labels = noise(seed)
     border = ndimage.gaussian_filter(np.random.default_rng(99 + seed).random(labels.shape), 1)
-    config = ObjectsConfig(border_threshold=0.5, min_core_um2=3, reach_um=2)
+    config = ObjectsConfig(border_threshold=0.5, min_core_um2=3, reach_um=2, cut_share=0.4)
     got = separate(labels, border, background=BACKGROUND, mpp=1.0, config=config)
     want = slow_separate(labels, border, config)
     assert got.dtype == np.int32
@@ -192,7 +204,12 @@ def test_the_height_of_the_bands_changes_nothing(height: int) -> None:
         labels = noise(seed)
         border = ndimage.gaussian_filter(np.random.default_rng(seed).random(labels.shape), 1.5)
         config = ObjectsConfig(
-            min_area_um2=12, max_hole_um2=20, border_threshold=0.48, min_core_um2=4, reach_um=3
+            min_area_um2=12,
+            max_hole_um2=20,
+            border_threshold=0.48,
+            min_core_um2=4,
+            reach_um=3,
+            cut_share=0.3,
         )
         cleaned = clean_labels(labels, background=BACKGROUND, mpp=1.0, config=config)
         whole = separate(cleaned, border, background=BACKGROUND, mpp=1.0, config=config)
@@ -222,6 +239,18 @@ def test_specks_at_edges_and_corners_go_and_large_regions_stay() -> None:
     labels = picture("2111111 1111112 1133311 1133311 2133312")
     got = clean(labels, min_area_um2=3)
     assert np.array_equal(got, picture("1111111 1111111 1133311 1133311 1133311"))
+
+
+def test_less_is_enough_at_the_edge_of_the_image() -> None:
+    labels = picture("2211113 1111111 1122111 1022111 2111144 2111144")
+    got = clean(labels, min_area_um2=5, cut_share=0.4)
+    assert np.array_equal(got, picture("2211111 1111111 1111111 1011111 2111144 2111144"))
+    border = np.zeros(labels.shape)
+    border[4] = 1  # what is left of the regions below are cores of 1 and 2 pixels
+    kept = labels[4:, :]
+    assert part(kept, border[4:], min_core_um2=4, cut_share=0.5).max() == 2
+    with pytest.raises(ConfigError, match="cut_share"):
+        ObjectsConfig(cut_share=1.5)
 
 
 def test_specks_take_the_label_left_of_them_and_so_on() -> None:

@@ -24,10 +24,19 @@ class Cleaning:
     """
 
     def __init__(
-        self, wanted: Bool, area_px: float, *, fallback: int, spare_cut: bool = False
+        self,
+        wanted: Bool,
+        area_px: float,
+        *,
+        fallback: int,
+        spare_cut: bool = False,
+        cut_share: float = 1.0,
     ) -> None:
-        """Regions of values `wanted` (256,) below `area_px`, if `spare_cut` only whole ones."""
-        self.area_px = area_px
+        """Regions of values `wanted` (256,) below `area_px`, if `spare_cut` only whole ones.
+
+        At the edge of the image `cut_share` of the area is enough.
+        """
+        self.area_px, self._cut_share = area_px, cut_share
         self._wanted, self._fallback, self._spare_cut = wanted, fallback, spare_cut
         self._scan = RegionScan()
         self._parents: list[Int] = []  # part beside the first pixel of each part, or -1
@@ -46,7 +55,8 @@ class Cleaning:
         """Settle the new labels; all bands have been added."""
         scan = self._scan
         scan.finish()
-        small = self._wanted[scan.value] & (scan.area < self.area_px)
+        least = self.area_px * np.where(scan.cut, self._cut_share, 1.0)
+        small = self._wanted[scan.value] & (scan.area < least)
         if self._spare_cut and scan.above is not None:
             small[scan.region[np.concatenate([*self._cut, scan.above.parts])]] = False
         parents = np.concatenate(self._parents)[scan.head]

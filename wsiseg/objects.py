@@ -39,6 +39,9 @@ class ObjectsConfig:
     """Pixels with this probability of a border or more are no core of an object."""
     min_core_um2: float = 0.0
     """Cores below this area make no object of their own."""
+    cut_share: float = 1.0
+    """Share of `min_area_um2` and of `min_core_um2` that is enough for what the edge of the image
+    cuts: more of it lies beyond. Not for what the edge of the tissue cuts."""
     reach_um: float = 10.0
     """How far objects grow from their cores, in steps from pixel to pixel. Pixels farther from
     every core belong as a whole to an object that they touch, or else are an object."""
@@ -49,6 +52,8 @@ class ObjectsConfig:
                 raise ConfigError(f"objects.{name}: must not be negative")
         if self.reach_um > _MAX_REACH_UM:
             raise ConfigError(f"objects.reach_um: must be at most {_MAX_REACH_UM:g}")
+        if not 0 <= self.cut_share <= 1:
+            raise ConfigError("objects.cut_share: must be from 0 to 1")
         if not 0 < self.border_threshold <= 1:
             raise ConfigError("objects.border_threshold: must be above 0 and at most 1")
 
@@ -59,8 +64,9 @@ def clean_labels(
     """Labels without small holes and specks.
 
     First background regions below `max_hole_um2`, unless they touch the edge of the image or value
-    0, then other regions below `min_area_um2` take over the label around them. In that order the
-    area of a region counts its holes: a small ring is not taken apart before it is filled.
+    0, then other regions below `min_area_um2` (`cut_share` of it at the edge of the image) take
+    over the label around them. In that order the area of a region counts its holes: a small ring
+    is not taken apart before it is filled.
 
     The label around a region is that of the pixel left of its first pixel in reading order, where
     that is 0 or outside the one above, where that is so too the first background class; without
@@ -93,11 +99,12 @@ def separate(
     """The objects of a class map.
 
     A core is a 4-connected region of one class whose border probability is below
-    `border_threshold`, of `min_core_um2` or more. All cores grow at the same speed, pixel by pixel
-    over the sides of pixels of their class, as far as `reach_um`; a pixel that several reach at
-    once goes to the first of them. What they do not reach, region by region, belongs to the first
-    object that it touches, or is an object of its own: a gland too thin for a core stays whole.
-    Every object is 4-connected, and every pixel of a class that is not background has one.
+    `border_threshold`, of `min_core_um2` or more (`cut_share` of it at the edge of the image). All
+    cores grow at the same speed, pixel by pixel over the sides of pixels of their class, as far as
+    `reach_um`; a pixel that several reach at once goes to the first of them. What they do not
+    reach, region by region, belongs to the first object that it touches, or is an object of its
+    own: a gland too thin for a core stays whole. Every object is 4-connected, and every pixel of a
+    class that is not background has one.
 
     Args:
         labels: (H, W) uint8 values on disk, 0 = not analysed.
@@ -128,7 +135,9 @@ def cleanings(background: Sequence[int], mpp: float, config: ObjectsConfig) -> l
     fallback = min(background, default=0)
     both = (
         Cleaning(back, config.max_hole_um2 / mpp**2, fallback=fallback, spare_cut=True),
-        Cleaning(front, config.min_area_um2 / mpp**2, fallback=fallback),
+        Cleaning(
+            front, config.min_area_um2 / mpp**2, fallback=fallback, cut_share=config.cut_share
+        ),
     )
     return [c for c in both if c.area_px > 0]
 
@@ -139,6 +148,7 @@ def parting(background: Sequence[int], mpp: float, config: ObjectsConfig) -> Par
         _front(background),
         threshold=config.border_threshold,
         min_core_px=config.min_core_um2 / mpp**2,
+        cut_share=config.cut_share,
         reach_px=round(config.reach_um / mpp),
     )
 

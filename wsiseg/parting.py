@@ -30,11 +30,20 @@ class Parting:
         labels: after `finish`, (n + 1,) uint8 label on disk of each object; 0 for number 0.
     """
 
-    def __init__(self, front: Bool, *, threshold: float, min_core_px: float, reach_px: int) -> None:
+    def __init__(
+        self,
+        front: Bool,
+        *,
+        threshold: float,
+        min_core_px: float,
+        reach_px: int,
+        cut_share: float = 1.0,
+    ) -> None:
         """For labels `front` (256,); the rest as in `ObjectsConfig`, in pixels."""
         self.reach_px = reach_px
         self.labels: UInt8 = np.zeros(1, np.uint8)
-        self._front, self._threshold, self._min_core_px = front, threshold, min_core_px
+        self._front, self._threshold = front, threshold
+        self._min_core_px, self._cut_share = min_core_px, cut_share
         self._cores, self._rest = RegionScan(), RegionScan()
         self._core: Int32 = np.zeros(0, np.int32)  # number of each region's core, 0 = none
         self._core_count = 0
@@ -53,7 +62,8 @@ class Parting:
         """Settle which cores there are; all bands have been added."""
         scan = self._cores
         scan.finish()
-        kept = (scan.value > 0) & (scan.area >= self._min_core_px)
+        least = self._min_core_px * np.where(scan.cut, self._cut_share, 1.0)
+        kept = (scan.value > 0) & (scan.area >= least)
         self._core = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
         self._core_count = int(kept.sum())
 

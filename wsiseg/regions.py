@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 Labels = npt.NDArray[np.integer[Any]]
@@ -88,6 +89,7 @@ class RegionScan:
         region: region of each part.
         value: label of each region.
         area: pixels of each region.
+        cut: which regions are at an edge of the image.
         head: the part of each region that holds its first pixel.
         first: index of that pixel, y * width + x.
     """
@@ -96,6 +98,7 @@ class RegionScan:
         self.region: Int = np.zeros(0, np.int64)
         self.value: Int = np.zeros(0, np.int64)
         self.area: Int = np.zeros(0, np.int64)
+        self.cut: Bool = np.zeros(0, bool)
         self.head: Int = np.zeros(0, np.int64)
         self.first: Int = np.zeros(0, np.int64)
         self.above: Band | None = None
@@ -103,6 +106,7 @@ class RegionScan:
         self._pixels = 0
         self._parts: list[Int] = []  # (3, n): value, area and first pixel of the parts of a band
         self._seams: list[Int] = [np.zeros((2, 0), np.int64)]
+        self._at_edge: list[Int] = []  # parts at the top or the sides of the image
 
     def add(self, labels: Labels) -> Band:
         """Take the next band (h, w) of any integer type; `above` is then its last row."""
@@ -114,7 +118,11 @@ class RegionScan:
         value = labels.ravel()[first].astype(np.int64)
         area = np.bincount(ids, np.diff(starts, append=labels.size), count).astype(np.int64)
         self._parts.append(np.stack([value, area, first + self._pixels]))
-        if self.above is not None:
+        column = np.arange(len(labels)) * labels.shape[1]
+        self._at_edge += [band.at(column), band.at(column + labels.shape[1] - 1)]
+        if self.above is None:
+            self._at_edge.append(band.row(0))
+        else:
             same = self.above.labels[-1] == labels[0]
             pairs = np.stack([self.above.row(0)[same], band.row(0)[same]])
             self._seams.append(np.unique(pairs, axis=1))
@@ -145,3 +153,7 @@ class RegionScan:
         self.head = order[np.sort(heads)]
         self.value, self.first = value[self.head], first[self.head]
         self.area = np.bincount(self.region, area, len(heads)).astype(np.int64)
+        self.cut = np.zeros(len(heads), bool)
+        bottom = [] if self.above is None else [self.above.parts]
+        self.cut[self.region[np.concatenate([*self._at_edge, *bottom])]] = True
+        self._at_edge.clear()

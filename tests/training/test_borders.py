@@ -17,9 +17,9 @@ from wsiseg.errors import DatasetError
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import ModelConfig, build_extractor, build_segmenter
 from wsiseg.models.segmenter import Segmenter
+from wsiseg.training.borders import border_band, touching
 from wsiseg.training.head_task import HeadTask, Inputs
 from wsiseg.training.losses import border_loss
-from wsiseg.training.patches import border_band
 from wsiseg.training.sliding import predict_image
 from wsiseg.training.train import train
 
@@ -57,13 +57,13 @@ def test_borders_that_nobody_drew_take_no_part(tmp_path: Path) -> None:
     task = HeadTask(model, run, inputs, run=tmp_path, writes=False)
     logits = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     target = torch.ones(2, 8, 8, dtype=torch.long)
-    border, undrawn = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
-    undrawn[:, 4:] = True
+    border, weight = torch.zeros(2, 8, 8, dtype=torch.bool), torch.ones(2, 8, 8)
+    weight[:, 4:] = 0
 
     def loss(channel: int, rows: slice) -> float:
         changed = logits.clone()
         changed[:, channel, rows] += 3.0
-        return float(task._criterion(changed, target, border=border, undrawn=undrawn))
+        return float(task._criterion(changed, target, border=border, weight=weight))
 
     plain = loss(0, slice(0, 0))
     assert loss(2, slice(4, 8)) == plain  # of the border
@@ -82,14 +82,41 @@ def test_border_loss_against_its_parts() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 8, 8, generator=generator)
     border = torch.rand(2, 8, 8, generator=generator) > 0.5
-    target = torch.ones(2, 8, 8, dtype=torch.long)
-    target[:, :3] = IGNORE
+    weight = torch.ones(2, 8, 8)
+    weight[:, :3] = 0
     z, y = logits[:, 3:], border[:, 3:].float()
     p = z.sigmoid()
     expected = nnf.binary_cross_entropy_with_logits(z, y)
     expected += 1 - (2 * (p * y).sum() + 1) / (p.square().sum() + y.sum() + 1)
-    assert border_loss(logits, border, target).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert border_loss(logits, border, torch.full_like(target, IGNORE)).isfinite()
+    assert border_loss(logits, border, weight).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert border_loss(logits, border, torch.zeros(2, 8, 8)).isfinite()
+
+
+def test_a_pixel_of_weight_3_counts_as_three() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, border = torch.randn(1, 4, 4, generator=generator), torch.eye(4)[None] > 0
+    weight = torch.ones(1, 4, 4)
+    weight[0, 1] = 3
+    thrice = (torch.cat([x, x[:, 1:2], x[:, 1:2]], dim=1) for x in (logits, border))
+    expected = border_loss(*thrice, torch.ones(1, 6, 4))
+    assert border_loss(logits, border, weight).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_what_lies_between_two_objects() -> None:
+    rng = np.random.default_rng(1)
+    instances = np.zeros((40, 50), np.int32)
+    for number in range(1, 6):
+        y, x = rng.integers(0, (30, 40))
+        instances[y : y + 12, x : x + 9] = number
+    rows, columns = np.indices(instances.shape)
+    for width in (1.0, 2.5, 4.0):
+        near = np.zeros(instances.shape, int)
+        for number in range(1, 6):
+            ys, xs = np.nonzero(instances == number)
+            apart = np.hypot(rows[..., None] - ys, columns[..., None] - xs).min(axis=2)
+            near += apart <= width
+        assert np.array_equal(touching(instances, width), near > 1)
+        assert (near > 1).any()
 
 
 def test_a_border_model_is_trained_stored_and_predicts(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from wsiseg.datasets.base import LabelledImage
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import ModelInfo
 from wsiseg.objects import ObjectsConfig
+from wsiseg.training.borders import border_band
 from wsiseg.training.evaluate import Measuring, evaluate
 from wsiseg.training.findings import filled, found_labels, found_objects, without_small
-from wsiseg.training.patches import border_band
 from wsiseg.training.sliding import Prediction
 
 OBJECTS = ObjectsConfig(min_area_um2=30.0, max_hole_um2=10.0, min_core_um2=4.0, reach_um=8.0)

@@ -110,20 +110,24 @@ class HeadTask:
         share = self.config.loss.keep_background
         target = thin_background(target, self.background, share, generator)
         target = target.to(self.segmenter.device)
-        border, undrawn = (
-            torch.from_numpy(maps).to(target.device) for maps in (batch.borders, batch.undrawn)
+        border, weight = (
+            torch.from_numpy(maps).to(target.device)
+            for maps in (batch.borders, border_weight(batch, self.config.loss.touching))
         )
-        criterion = partial(self._criterion, border=border, undrawn=undrawn)
+        criterion = partial(self._criterion, border=border, weight=weight)
         return {"loss": self.segmenter.head.loss(features, target, criterion)}
 
     def _criterion(
-        self, logits: Tensor, target: Tensor, *, border: Tensor, undrawn: Tensor
+        self, logits: Tensor, target: Tensor, *, border: Tensor, weight: Tensor
     ) -> Tensor:
-        """The loss of logits (B, C[+1], H, W): that of the classes and that of the border."""
+        """The loss of logits (B, C[+1], H, W): that of the classes and that of the border.
+
+        `border` and `weight` are (B, H, W): where there is one, and what a pixel counts there.
+        """
         count, config = len(self.segmenter.info.classes), self.config.loss
         loss = segmentation_loss(logits[:, :count], target, config, weights=self.weights)
         if self.segmenter.info.border and config.border:
-            known = target.masked_fill(undrawn, IGNORE)
+            known = weight * (target != IGNORE)
             loss = loss + config.border * border_loss(logits[:, count], border, known)
         return loss
 
@@ -185,3 +189,10 @@ class HeadTask:
         self.module.best.fill_(dice)  # type: ignore[operator]
         with staged(self.run / "best.pt", also=(RuntimeError,)) as (temporary,):
             torch.save(self.module.state_dict(), temporary)
+
+
+def border_weight(batch: Batch, touching: float) -> npt.NDArray[np.float32]:
+    """(B, H, W) what pixels count where borders are learnt: `touching` between two objects, 0 where
+    nobody drew any, else 1."""
+    weight = np.where(batch.touching, np.float32(touching), np.float32(1))
+    return weight * ~batch.undrawn

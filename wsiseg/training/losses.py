@@ -37,6 +37,9 @@ class LossConfig:
     """Weight of the structural-similarity loss."""
     border: float = 1.0
     """Weight of the borders' loss, cross-entropy + soft Dice, where borders are learnt."""
+    touching: float = 1.0
+    """Weight in that loss of pixels between two objects, against 1 of others: few, and they part
+    what touches (Ronneberger et al. 2015, eq. 2, give such pixels up to 11)."""
     class_weights: Literal["none", "frequency"] = "none"
     """Class weights of all losses but Dice: none, or 1 - share of the training pixels."""
     keep_background: float = 1.0
@@ -46,6 +49,8 @@ class LossConfig:
         weights = (self.cross_entropy, self.dice, self.focal, self.structure)
         if not (min(*weights, self.border) >= 0 and 0 < sum(weights) < math.inf):
             raise ConfigError("loss: weights must not be negative, and one must be above 0")
+        if not 0 < self.touching < math.inf:
+            raise ConfigError(f"loss.touching: must be above 0, it is {self.touching}")
         if not 0 <= self.focal_gamma < math.inf:
             raise ConfigError(f"loss.focal_gamma: must not be negative, it is {self.focal_gamma}")
         if self.class_weights not in ("none", "frequency"):
@@ -101,20 +106,21 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - ((2 * common + 1) / (total + 1)).mean()
 
 
-def border_loss(logits: Tensor, border: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy + 1 - soft Dice of the borders of objects; ignored pixels left out.
+def border_loss(logits: Tensor, border: Tensor, weight: Tensor) -> Tensor:
+    """Binary cross-entropy + 1 - soft Dice of the borders of objects, both with weighted pixels.
 
     Args:
         logits: (B, H, W) of a border.
         border: (B, H, W) bool, where there is one.
-        target: (B, H, W) int64 classes, 255 = ignore.
+        weight: (B, H, W) of the pixels, 0 for those that take no part.
     """
-    valid = (target != IGNORE).to(logits.dtype)
-    truth = border.to(logits.dtype) * valid
-    entropy = nnf.binary_cross_entropy_with_logits(logits, truth, reduction="none") * valid
-    found = logits.sigmoid() * valid
-    overlap = (2 * (found * truth).sum() + 1) / (found.square().sum() + truth.sum() + 1)
-    return entropy.sum() / valid.sum().clamp(min=1) + 1 - overlap
+    weight = weight.to(logits.dtype)
+    truth, found = border.to(logits.dtype), logits.sigmoid()
+    entropy = nnf.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    common = (weight * found * truth).sum()
+    total = (weight * (found.square() + truth)).sum()
+    mean = (weight * entropy).sum() / weight.sum().clamp(min=1)
+    return mean + 1 - (2 * common + 1) / (total + 1)
 
 
 def focal_loss(

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage
 
 from wsiseg.classes import IGNORE
 from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
@@ -28,12 +27,15 @@ from wsiseg.errors import ConfigError, DatasetError
 from wsiseg.geometry import Point
 from wsiseg.slides.slide import COARSE
 from wsiseg.training.background import UNDRAWN, Background
+from wsiseg.training.borders import border_band, touching
 
 UInt8 = npt.NDArray[np.uint8]
 FILES_AT_ONCE = 16
 """Files whose images are mixed with one another in an epoch's order."""
 BORDER = 128
 """Added to the class of pixels in the border of an object, within this module; 255 is ignored."""
+TOUCHING = 32
+"""Added to the class of pixels between two objects, within this module."""
 AHEAD = 3
 """Batches that are made before they are asked for."""
 
@@ -48,6 +50,7 @@ class Batch(NamedTuple):
         borders: (B, H, W) bool, the band inside the edge of every object; False everywhere where
             no borders are learnt.
         undrawn: (B, H, W) bool, pixels of objects whose borders nobody drew.
+        touching: (B, H, W) bool, what lies no farther than a border's width from two objects.
         places: where in the world of the noise each patch lies.
     """
 
@@ -56,13 +59,21 @@ class Batch(NamedTuple):
     masks: UInt8
     borders: npt.NDArray[np.bool_]
     undrawn: npt.NDArray[np.bool_]
+    touching: npt.NDArray[np.bool_]
     places: list[Point]
 
     def one(self, index: int) -> Batch:
         """The batch of one of the patches."""
         only = slice(index, index + 1)
-        maps = (self.masks[only], self.borders[only], self.undrawn[only])
-        return Batch(self.numbers[only], self.images[only], *maps, self.places[only])
+        return Batch(
+            self.numbers[only],
+            self.images[only],
+            self.masks[only],
+            self.borders[only],
+            self.undrawn[only],
+            self.touching[only],
+            self.places[only],
+        )
 
 
 class ImageStore:
@@ -79,13 +90,13 @@ class ImageStore:
         """`prepare` brings an image and its mask to the training resolution and stain.
 
         With `border_px` above 0 the masks have `BORDER` added within that distance, in pixels of
-        the data set, of an edge of an object. `held_bytes` says how much is kept, `files` which
-        file each image is of.
+        the data set, of an edge of an object, and `TOUCHING` where two objects are as near.
+        `held_bytes` says how much is kept, `files` which file each image is of.
         """
         self._dataset, self._prepare, self._limit = dataset, prepare, limit_bytes
         self._border_px, self.with_borders = border_px, border_px > 0
-        if self.with_borders and len(dataset.classes) >= UNDRAWN:
-            raise ConfigError(f"border_um: only with fewer than {UNDRAWN} classes")
+        if self.with_borders and len(dataset.classes) >= TOUCHING:
+            raise ConfigError(f"border_um: only with fewer than {TOUCHING} classes")
         self.files = dataset.files
         self._kept: OrderedDict[int, tuple[UInt8, UInt8]] = OrderedDict()
         self.held_bytes = 0
@@ -115,29 +126,11 @@ class ImageStore:
             raise DatasetError(
                 f"{item.name}: has no instances to learn borders from; set border_um to 0"
             )
-        band = border_band(item.instances, self._border_px) & (item.mask != IGNORE)
-        marked: UInt8 = item.mask + np.uint8(BORDER) * band
+        band = border_band(item.instances, self._border_px)
+        between = touching(item.instances, self._border_px)
+        marks = np.uint8(BORDER) * band + np.uint8(TOUCHING) * between
+        marked: UInt8 = item.mask + marks * (item.mask != IGNORE)
         return marked
-
-
-def border_band(instances: npt.NDArray[np.int32], width_px: float) -> npt.NDArray[np.bool_]:
-    """(H, W) bool: pixels of an object whose distance to a pixel outside of it is <= `width_px`.
-
-    The edge of the image is no edge of an object.
-
-    Args:
-        instances: (H, W) object numbers, 0 = none.
-        width_px: distance between pixel centres.
-    """
-    band = np.zeros(instances.shape, bool)
-    for number, box in enumerate(ndimage.find_objects(instances), start=1):
-        if box is None:
-            continue
-        around = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
-        own = instances[around] == number
-        if not own.all():
-            band[around] |= own & (ndimage.distance_transform_edt(own) <= width_px)
-    return band
 
 
 def to_resolution(
@@ -230,10 +223,16 @@ class Patches:
         images, masks, places = zip(*(self.patch(n) for n in numbers), strict=True)
         labels = np.stack(masks)
         known = (labels != IGNORE) & self.store.with_borders
-        borders = known & (labels >= BORDER)
-        undrawn = known & ~borders & (labels >= UNDRAWN)
-        classes = labels - np.uint8(BORDER) * borders - np.uint8(UNDRAWN) * undrawn
-        return Batch(tuple(numbers), np.stack(images), classes, borders, undrawn, list(places))
+        classes: UInt8 = np.where(known, labels % TOUCHING, labels)
+        return Batch(
+            tuple(numbers),
+            np.stack(images),
+            classes,
+            known & (labels & BORDER > 0),
+            known & (labels & UNDRAWN > 0),
+            known & (labels & TOUCHING > 0),
+            list(places),
+        )
 
     def batches(
         self, size: int, *, start: int = 0, share: tuple[int, int] = (0, 1), pool: int = 0
