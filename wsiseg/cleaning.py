@@ -40,7 +40,7 @@ class Cleaning:
         self._wanted, self._fallback, self._spare_cut = wanted, fallback, spare_cut
         self._scan = RegionScan()
         self._parents: list[Int] = []  # part beside the first pixel of each part, or -1
-        self._cut: list[Int] = []  # parts at an edge
+        self._cut: list[Int] = []  # parts beside a 0
         self._labels = np.zeros(0, np.uint8)  # new label of each region
 
     def add(self, labels: UInt8) -> None:
@@ -57,8 +57,9 @@ class Cleaning:
         scan.finish()
         least = self.area_px * np.where(scan.cut, self._cut_share, 1.0)
         small = self._wanted[scan.value] & (scan.area < least)
-        if self._spare_cut and scan.above is not None:
-            small[scan.region[np.concatenate([*self._cut, scan.above.parts])]] = False
+        if self._spare_cut:
+            small[scan.cut] = False
+            small[scan.region[np.concatenate(self._cut)]] = False
         parents = np.concatenate(self._parents)[scan.head]
         gone = small & (parents >= 0)
         target = np.arange(len(small))
@@ -101,14 +102,10 @@ def _beside(band: Band, above: Band | None) -> Int:
 
 
 def _cut(band: Band, above: Band | None) -> Int:
-    """Parts of a band, or of the row above it, at the side or top of the image or beside a 0."""
-    height, width = band.labels.shape
-    column = np.arange(height) * width
+    """Parts of a band, or of the row above it, beside a 0."""
     zero = band.labels == 0
-    found = [band.at(column), band.at(column + width - 1)]
-    if above is None:
-        found.append(band.row(0))
-    else:
+    found = [np.zeros(0, np.int64)]
+    if above is not None:
         found += [band.row(0)[above.labels[0] == 0], above.row(0)[zero[0]]]
     if zero.any():
         near = np.zeros_like(zero)

@@ -18,7 +18,7 @@ from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import ModelConfig, build_extractor, build_segmenter
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.borders import border_band, touching
-from wsiseg.training.head_task import HeadTask, Inputs
+from wsiseg.training.head_task import HeadTask, Inputs, border_weight
 from wsiseg.training.losses import border_loss
 from wsiseg.training.sliding import predict_image
 from wsiseg.training.train import train
@@ -43,9 +43,18 @@ def test_a_batch_has_classes_and_borders_apart() -> None:
     inside = (batch.masks == 1) & ~batch.borders
     assert batch.borders.any()
     assert inside.any()
+    assert (batch.touching & batch.borders).any()
+    assert not batch.touching.all()
+    assert (batch.masks[batch.touching] != IGNORE).all()
     one = batch.one(2)
     assert one.numbers == (2,)
     assert np.array_equal(one.borders[0], batch.borders[2])
+    assert np.array_equal(one.touching[0], batch.touching[2])
+    batch.undrawn[0] = True
+    weight = border_weight(batch, 10.0)
+    assert not weight[0].any()
+    assert (weight[1:][batch.touching[1:]] == 10).all()
+    assert (weight[1:][~batch.touching[1:]] == 1).all()
 
 
 def test_borders_that_nobody_drew_take_no_part(tmp_path: Path) -> None:
