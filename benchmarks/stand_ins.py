@@ -68,16 +68,21 @@ def spread(segmenter: Segmenter) -> None:
         classifier.weight.data.mul_(20.0)
 
 
+BALLAST_MAPS = 13
+"""Maps of the full-size network."""
+
+
 class Pixels(FeatureExtractor):
     """The pixels or means of blocks, and ballast: zeros that take memory and no arithmetic."""
 
     def __init__(self, tile_px: int, ballast: int, block_px: int = 1) -> None:
         super().__init__()
         self.tile_px, self.block_px = tile_px, block_px
-        self.specs = (FeatureSpec(3, 1), *((FeatureSpec(ballast, 4),) if ballast else ()))
+        part = -(-ballast // BALLAST_MAPS)
+        self.specs = (FeatureSpec(3, 1), *[FeatureSpec(part, 4)] * (BALLAST_MAPS if part else 0))
 
     def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
-        """(B, 3, tile, tile) pixels, and (B, ballast, tile / 4, tile / 4) zeros."""
+        """(B, 3, tile, tile) pixels, and maps (B, n, tile / 4, tile / 4) of zeros."""
         side = self.tile_px // 4
         if self.block_px > 1:
             means = F.avg_pool2d(images, self.block_px)
@@ -97,7 +102,9 @@ class Pointwise(Head):
         self.classifier = nn.Conv2d(3, class_count, 1)
 
     def forward(self, features: Features) -> Tensor:
-        """(B, classes, R * tile, K * tile) logits."""
+        """(B, classes, R * tile, K * tile) logits; every map is asked for, as of other heads."""
+        for ballast in features[1:]:
+            assert len(ballast)
         logits: Tensor = self.classifier(lay_out(features[0]))
         return logits
 

@@ -6,12 +6,18 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from wsiseg.cli import main
 
 RUN = """
 extractor: {name: cnn, arch: resnet18, channels: [4, 4, 8, 8], strides: [2, 4, 8], tile_px: 32}
@@ -39,12 +45,20 @@ classes:
 
 
 def wsiseg(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "wsiseg.cli", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The command line in this process, which spares the seconds that a start of torch takes."""
+    arguments = ["wsiseg", *map(str, words)]
+    out, err = StringIO(), StringIO()
+    with (
+        warnings.catch_warnings(action="default"),
+        mock.patch.object(sys, "argv", arguments),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def fails(code: int, message: str, *words: str | Path) -> None:

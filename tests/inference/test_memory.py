@@ -20,6 +20,7 @@ from wsiseg.inference.features import schedule
 from wsiseg.inference.job import GIB, PredictOptions, memory_bytes, prepare
 from wsiseg.inference.memory import Parts, lacks_memory, memory_said
 from wsiseg.inference.predict import predict_slide
+from wsiseg.inference.side_by_side import at_a_time
 from wsiseg.models.base import Features
 from wsiseg.models.segmenter import Segmenter
 
@@ -134,15 +135,16 @@ def test_what_is_kept_does_not_depend_on_who_else_uses_the_device(
     assert memory_bytes(CPU, 1.0) == (3 * GIB // 4, GIB // 4)
 
 
-def test_the_window_in_hand_is_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_and_batch_in_hand_are_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsiseg.inference.job.tile_bytes", lambda *_: 1 << 20)
-    options = PredictOptions(overlap_px=32, memory_gib=16 / 1024)  # 12 MiB of features
+    options = PredictOptions(overlap_px=32, memory_gib=24 / 1024)  # 18 MiB of features
     grid, model = Grid.at_mpp(Size(640, 640), 0.5, noise_model().info.mpp), noise_model()
     job = prepare(grid, model, options=options)
     assert job.loads is not None
     window = job.layout.window_tiles.shape[1]
-    alone, whole = (schedule(job.layout, capacity=n).recomputed for n in (12 - window, 12))
-    assert job.loads.recomputed == alone > whole
+    kept = (18 - window - at_a_time(), 18 - window, 18)
+    alone, with_batch, whole = (schedule(job.layout, capacity=n).recomputed for n in kept)
+    assert job.loads.recomputed == alone > with_batch > whole
 
 
 class Greedy(NoiseExtractor):

@@ -323,7 +323,13 @@ def test_command_line(glands: Path, pretrained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["train", "--dataset", "glas", "--data", str(glands), "--out", str(run)]
     arguments += ["--extractor", str(pretrained / "extractor.safetensors")]
-    settings = ["mpp=1.0", "window_px=192", "head.name=fcn", "head.widths=[8, 8, 8]"]
+    settings = [
+        "mpp=1.0",
+        "window_px=192",
+        "resize_px=192",
+        "head.name=fcn",
+        "head.widths=[8, 8, 8]",
+    ]
     settings += ["loop.steps=2", "loop.batch_size=2", "validate_every=2", "patch_tiles=[1, 1]"]
     settings += ["extractor.timesteps=[50, 200]", "extractor.taps=[3, 4, 12]"]
     for s in settings:

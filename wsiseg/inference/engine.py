@@ -35,7 +35,6 @@ from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH_CPU, BATCH_GPU = 4, 64
 AHEAD = 4
 """Groups of windows that may be queued on a CUDA device before the first is looked at."""
 _PARTS: WeakKeyDictionary[nn.Module, dict[str, Parts]] = WeakKeyDictionary()
@@ -138,6 +137,13 @@ class Engine:
     def encode(self, tiles: Sequence[npt.NDArray[np.uint8]], places: Sequence[Point]) -> Features:
         """Features of (tile, tile, 3) uint8 tiles at their places, one (B, ...) tensor a map."""
         with self._mode():
+            return tuple(_joined(maps) for maps in zip(*self.parts_of(tiles, places), strict=True))
+
+    def parts_of(
+        self, tiles: Sequence[npt.NDArray[np.uint8]], places: Sequence[Point]
+    ) -> list[Features]:
+        """The same in the parts that they were computed in, which together are all of the tiles."""
+        with self._mode():
             images = to_tensor(tiles, device=self.device)
 
             def encode(a: int, b: int) -> Features:
@@ -145,11 +151,9 @@ class Engine:
                     return self.segmenter.tile_features(images[a:b], places[a:b], self._seed)
 
             if self.batches or self.runtime != "torch":  # what is compiled runs once at a time
-                parts = self.parts.run("tiles", len(images), encode)
-            else:
-                with memory_said(self.device):
-                    parts = side_by_side(len(images), lambda i: encode(i, i + 1))
-            return tuple(_joined(maps) for maps in zip(*parts, strict=True))
+                return self.parts.run("tiles", len(images), encode)
+            with memory_said(self.device):
+                return side_by_side(len(images), lambda i: encode(i, i + 1))
 
     def classify(self, features: Features, places: Sequence[Point]) -> Tensor:
         """(B, C[+1], window, window) float32 probabilities of the windows at `places`.
@@ -163,7 +167,9 @@ class Engine:
             parts = self.parts.run(
                 "windows",
                 len(places),
-                lambda a, b: self.segmenter.window_probabilities(tuple(m[a:b] for m in features)),
+                lambda a, b: self.segmenter.window_probabilities(
+                    features if (a, b) == (0, len(places)) else tuple(m[a:b] for m in features)
+                ),
             )
             probabilities = _joined(parts)
             classes, last = probabilities[:, 0], probabilities[:, -1]  # all of a pixel, its border
@@ -239,7 +245,9 @@ class WindowFeatures:
                 batch = [next(tiles) for _ in range(first, last)]
             with watch("encode"):
                 places = [self._layout.tile_place(int(t)) for t in self._loads.tiles[first:last]]
-                self._store.put(range(first, last), self._engine.encode(batch, places))
+                for part in self._engine.parts_of(batch, places):
+                    self._store.put(range(first, first + len(part[0])), part)
+                    first += len(part[0])
             self.encoded = last
             yield last
 

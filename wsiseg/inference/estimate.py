@@ -83,7 +83,7 @@ def estimate(job: Job, speed: Speed) -> Estimate:
     tiles = len(job.loads.tiles)
     features = tile_bytes(engine.segmenter, engine.dtype)
     held = job.loads.slots(batch_size=job.batch_size, group=job.group) * features
-    gathered = job.group * layout.window_tiles.shape[1] * features
+    in_hand = job.batch_size + (job.group * layout.window_tiles.shape[1] if engine.batches else 0)
     chunk = accumulator_bytes(info.output_count, CHUNK_PX)
     sums = min(max(job.blend_bytes, chunk), layout.live_chunks(CHUNK_PX) * chunk)
     planes = job.group * 8 * info.output_count * info.window_px**2
@@ -94,6 +94,6 @@ def estimate(job: Job, speed: Speed) -> Estimate:
         tiles=tiles,
         recomputed=job.loads.recomputed,
         tiles_without_sharing=layout.tiles_without_sharing,
-        memory_gib=(held + gathered + sums + planes + pixels + weights) / (1 << 30),
+        memory_gib=(held + in_hand * features + sums + planes + pixels + weights) / (1 << 30),
         seconds=tiles * speed.tile_s + windows * speed.window_s,
     )

@@ -11,9 +11,10 @@ the windows in hand and one batch of tiles ahead of them, in one block of memory
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +136,7 @@ class FeatureStore:
         self._free = list(range(size - 1, -1, -1))
         self._slots: dict[int, int] = {}
         self._dtype, self._device = dtype, device
-        self._blocks: Features = ()
+        self._blocks: tuple[torch.Tensor, ...] = ()
         self._shapes: list[torch.Size] = []
         self._by_pixel: list[bool] = []
 
@@ -161,20 +162,23 @@ class FeatureStore:
             block.index_copy_(0, index, rows.to(self._dtype))
 
     def windows(self, loads: Ints) -> Features:
-        """(B, R, K, channels, h, w) features of windows from their loads (B, R * K)."""
-        side = round(loads.shape[1] ** 0.5)
-        index = self._index([self._slots[int(load)] for load in loads.ravel()])
-        found = []
-        for block, (c, h, w), by_pixel in zip(
-            self._blocks, self._shapes, self._by_pixel, strict=True
-        ):
-            rows = block.index_select(0, index)
-            if by_pixel:
-                maps = rows.reshape(len(loads), side, side, h, w, c).permute(0, 1, 2, 5, 3, 4)
-            else:
-                maps = rows.reshape(len(loads), side, side, c, h, w)
-            found.append(maps)
-        return tuple(found)
+        """(B, R, K, channels, h, w) features of windows from their loads (B, R * K).
+
+        On a CPU a map is put together when it is asked for, which must be before the next `put`.
+        """
+        slots = [self._slots[int(load)] for load in loads.ravel()]
+        gather = partial(self._gather, self._index(slots), len(loads))
+        maps = _Maps(gather, range(len(self._blocks)))
+        return maps if self._device.type == "cpu" else tuple(maps)
+
+    def _gather(self, index: torch.Tensor, count: int, number: int) -> torch.Tensor:
+        """One map of `count` windows, whose tiles are in the slots of `index`."""
+        c, h, w = self._shapes[number]
+        rows = self._blocks[number].index_select(0, index)
+        side = round((len(index) // count) ** 0.5)
+        if self._by_pixel[number]:
+            return rows.reshape(count, side, side, h, w, c).permute(0, 1, 2, 5, 3, 4)
+        return rows.reshape(count, side, side, c, h, w)
 
     def _index(self, slots: list[int]) -> torch.Tensor:
         """Slots on the device, without waiting for it."""
@@ -186,6 +190,27 @@ class FeatureStore:
     def release(self, loads: Ints) -> None:
         """Forget loads that no later window takes."""
         self._free.extend(self._slots.pop(int(load)) for load in loads)
+
+
+class _Maps(Sequence[torch.Tensor]):
+    """Feature maps, each made by `make(number)` whenever it is asked for."""
+
+    def __init__(self, make: Callable[[int], torch.Tensor], numbers: range) -> None:
+        self._make, self._numbers = make, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[torch.Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor | Sequence[torch.Tensor]:
+        if isinstance(index, slice):
+            return _Maps(self._make, self._numbers[index])
+        return self._make(self._numbers[index])
 
 
 def _pixel_by_pixel(maps: torch.Tensor) -> bool:

@@ -10,15 +10,17 @@ import torch
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Grid
 from wsiseg.inference.contracts import TissueLike
-from wsiseg.inference.engine import BATCH_CPU, BATCH_GPU, DTYPES, Engine, resolve_precision
+from wsiseg.inference.engine import DTYPES, Engine, resolve_precision
 from wsiseg.inference.fast import to_fast
 from wsiseg.inference.features import Schedule, schedule, tile_bytes
 from wsiseg.inference.plan import Plan, plan
+from wsiseg.inference.side_by_side import at_a_time
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.models.views import ViewedSegmenter
 
 GIB = 1 << 30
 WORKERS_CPU, WORKERS_GPU = 4, 8
+BATCH_GPU = 64
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,14 @@ class PredictOptions:
     Where window - overlap is a multiple of the tile, windows share tiles and overlap costs next to
     nothing."""
     batch_size: int | None = None
-    """Tiles encoded at a time; None takes 4 on a CPU and 64 on other devices, which compute them in
-    parts where their memory does not do. On a CPU results are the same bit for bit whatever it is;
-    elsewhere sums may be rounded differently."""
+    """Tiles encoded at a time; None takes one a core, at most 4, on a CPU and 64 on other devices,
+    which compute them in parts where their memory does not do. On a CPU results are the same bit
+    for bit whatever it is; elsewhere sums may be rounded differently."""
     workers: int | None = None
     """Threads that read the slide; None takes one a processor, at most 4 (8 for a GPU)."""
     memory_gib: float = 1.0
     """Memory for features and sums: a quarter for the sums of unfinished chunks, the rest for tile
-    features, those that a window is put together from included; on a CUDA device instead an eighth
+    features, those of the window and the batch in hand included; on a CUDA device instead an eighth
     and a quarter of all its memory, used or not, so that an interrupted run can be continued. More
     than fits is encoded again or kept in files; on a CPU the result is the same."""
     precision: str = "auto"
@@ -118,11 +120,11 @@ def prepare(
         tile_px=info.tile_px,
         overlap_px=options.overlap_of(info.window_px),
     )
-    batch_size = options.batch_size or (BATCH_GPU if engine.batches else BATCH_CPU)
+    batch_size = options.batch_size or (BATCH_GPU if engine.batches else at_a_time())
     room, blend_bytes = memory_bytes(engine.device, options.memory_gib)
     capacity = room // tile_bytes(segmenter, engine.dtype)
     if not engine.batches:
-        capacity -= layout.window_tiles.shape[1]  # of the window in hand, put together
+        capacity -= layout.window_tiles.shape[1] + at_a_time()  # the window in hand, and a batch
     workers = WORKERS_GPU if engine.batches else WORKERS_CPU
     return Job(
         layout=layout,

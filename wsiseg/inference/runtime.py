@@ -143,7 +143,7 @@ class CompiledHead(Head):
         """For windows of the shapes of `window`; raises what OpenVINO raises."""
         super().__init__()
         self.class_count = source.class_count
-        self._run = compiled(_Spread(source), window)
+        self._run = compiled(_Spread(source), tuple(window))
 
     def forward(self, features: Features) -> Tensor:
         """See `Head.forward`."""

@@ -23,6 +23,11 @@ MOST = 4
 """Tiles at a time at most, as each needs memory for what its networks compute."""
 
 
+def at_a_time() -> int:
+    """How many are under way at a time, with the threads that torch has now."""
+    return min(MOST, torch.get_num_threads())
+
+
 def side_by_side(count: int, work: Callable[[int], T]) -> list[T]:
     """What `work(i)` gives for each i below `count`, in order, with the threads that torch has.
 
@@ -32,7 +37,7 @@ def side_by_side(count: int, work: Callable[[int], T]) -> list[T]:
     Raises:
         BaseException: what the first of them raised, once the others under way have ended.
     """
-    workers = min(MOST, torch.get_num_threads())
+    workers = at_a_time()
     with _threads(max(1, round(torch.get_num_threads() / workers))):
         if workers == 1:
             return [work(i) for i in range(count)]

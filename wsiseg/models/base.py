@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from wsiseg.errors import ConfigError, ModelError
 from wsiseg.geometry import Point
 
-Features = tuple[Tensor, ...]
+Features = Sequence[Tensor]
+"""A tensor for each feature map. Those of windows may be put together only when they are asked
+for, again each time: take each once, and do not keep more of them than are worked on."""
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """Loss of logits (B, C, H, W) and target (B, H, W)."""
 

@@ -77,10 +77,11 @@ class FCN(Head):
         Returns:
             (B, widths[0], R * side, K * side), side = tile_px / 4.
         """
-        b, r, k = features[0].shape[:3]
-        stacked = [
-            torch.cat([features[i].flatten(0, 2) for i in maps], dim=1) for maps, _ in self.groups
-        ]
+        stacked = []
+        for numbers, _ in self.groups:
+            maps = [features[i] for i in numbers]
+            b, r, k = maps[0].shape[:3]
+            stacked.append(torch.cat([m.flatten(0, 2) for m in maps], dim=1))
         weights = [
             torch.cat([self.conv.weight[:, first:last] for first, last in runs], dim=1)
             for _, runs in self.groups
