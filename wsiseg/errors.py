@@ -8,6 +8,7 @@
     │   └── SlideReadError      pixels that cannot be read
     ├── ModelError              a model that cannot be built or does not fit
     │   └── CheckpointError     a weights file that is not what was expected
+    │       └── MissingCheckpointError  there is none of that name; a UsageError, too
     ├── DatasetError            labelled images that are missing or malformed
     ├── CanvasError             a canvas that is incomplete, foreign or damaged
     ├── OutputError             a file that cannot be written
@@ -66,6 +67,10 @@ class ModelError(WsisegError):
 
 class CheckpointError(ModelError):
     """A weights file is missing, damaged or of another format."""
+
+
+class MissingCheckpointError(UsageError, CheckpointError):
+    """There is no weights file of that name."""
 
 
 class DatasetError(WsisegError):

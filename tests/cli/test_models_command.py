@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from wsiseg.cli.models import command
-from wsiseg.errors import CheckpointError, ConfigError, OutputError, UsageError
+from wsiseg.errors import ConfigError, OutputError, UsageError
 from wsiseg.models import zoo
 from wsiseg.models.card import add_to_card
 from wsiseg.models.checkpoint import load_model, save_checkpoint
@@ -134,7 +134,8 @@ def test_show_what_is_not_there(tmp_path: Path) -> None:
         (str(tmp_path / "x.safetensors"), "there is no such file"),
     ):
         result = CliRunner().invoke(command, ["show", name])
-        assert isinstance(result.exception, CheckpointError | UsageError)
+        assert isinstance(result.exception, UsageError)
+        assert result.exception.exit_code == 2
         assert message in str(result.exception)
 
 

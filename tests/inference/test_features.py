@@ -1,5 +1,7 @@
 """The schedule of tile loads, and the store that follows it."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,23 @@ def test_on_a_cpu_the_layout_does_not_depend_on_the_first_batch(first: torch.mem
     (found,) = store.windows(np.zeros((1, 1), np.int64))
     assert found.is_contiguous()
     assert torch.equal(found[0, 0], maps)
+
+
+def test_maps_of_a_window_are_put_together_when_they_are_asked_for() -> None:
+    store = FeatureStore(4, dtype=torch.float32, device=torch.device("cpu"))
+    maps = [torch.arange(4.0 * n).view(4, n, 1, 1) for n in (1, 2, 3)]
+    store.put(range(4), tuple(maps))
+    with mock.patch.object(store, "_gather", wraps=store._gather) as gather:
+        found = store.windows(np.array([[3, 1, 0, 2]]))
+        assert len(found) == 3
+        assert gather.call_count == 0
+        expected = [m[[3, 1, 0, 2]].view(1, 2, 2, -1, 1, 1) for m in maps]
+        assert torch.equal(found[1], expected[1])
+        assert gather.call_count == 1
+        for some in (slice(None), slice(1, 3), slice(0, 0)):
+            assert all(map(torch.equal, found[some], expected[some]))
+            assert len(found[some]) == len(expected[some])
+        assert torch.equal(found[-1], expected[-1])
 
 
 def test_groups() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from wsiseg.atomic import staged
-from wsiseg.errors import CheckpointError, OutputError
+from wsiseg.errors import CheckpointError, MissingCheckpointError, OutputError
 
 FORMAT = 1
 """Version of the metadata; a file with a higher one is refused."""
@@ -150,7 +150,7 @@ def _json_header(path: Path) -> dict[str, Any]:
                 raise CheckpointError(f"{path}: not a safetensors file; give a wsiseg checkpoint")
             text = file.read(length)
     except FileNotFoundError as e:
-        raise CheckpointError(f"{path}: there is no such file") from e
+        raise MissingCheckpointError(f"{path}: there is no such file") from e
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read ({e.strerror or e})") from e
     if not text.startswith(b"{"):

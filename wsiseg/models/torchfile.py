@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from wsiseg.errors import CheckpointError
+from wsiseg.errors import CheckpointError, MissingCheckpointError
 
 _ZIP = b"PK\x03\x04"
 _DAMAGE = (  # what unpickling cut or foreign bytes can raise
@@ -106,7 +106,7 @@ def _start(path: Path) -> tuple[bytes, int]:
         with path.open("rb") as file:
             return file.read(4), path.stat().st_size
     except FileNotFoundError as e:
-        raise CheckpointError(f"{path}: there is no such file") from e
+        raise MissingCheckpointError(f"{path}: there is no such file") from e
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read ({e.strerror or e})") from e
 
