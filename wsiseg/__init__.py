@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from wsiseg.outputs.geojson import write_geojson
     from wsiseg.outputs.pyramid import write_pyramid
     from wsiseg.slides.slide import Slide, open_slide
+    from wsiseg.slides.tissue import find_tissue
 
 _HOMES = {
     "Canvas": "wsiseg.canvas",
     "Slide": "wsiseg.slides.slide",
+    "find_tissue": "wsiseg.slides.tissue",
     "load_model": "wsiseg.models.checkpoint",
     "open_slide": "wsiseg.slides.slide",
     "predict_slide": "wsiseg.inference.predict",
@@ -33,6 +35,7 @@ __all__ = [
     "Canvas",
     "Slide",
     "__version__",
+    "find_tissue",
     "load_model",
     "open_slide",
     "predict_slide",

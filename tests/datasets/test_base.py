@@ -50,6 +50,20 @@ def test_folds_part_the_groups_evenly() -> None:
     assert sorted(seen) == list(range(len(groups)))
 
 
+def test_folds_do_not_depend_on_how_files_are_cut() -> None:
+    rng = np.random.default_rng(0)
+    patients = [f"p{rng.integers(9)}" for _ in range(30)]  # of each file
+    cuts = [np.ones(30, int), rng.integers(1, 20, 30)]
+    for k in range(1, 4):
+        own = []
+        for cut in cuts:
+            files = np.repeat(np.arange(30), cut)
+            groups = [patients[f] for f in files]
+            _, fold = fold_split(groups, k, 3, files=files.tolist())
+            own.append({groups[i] for i in fold})
+        assert own[0] == own[1]
+
+
 @pytest.mark.parametrize("text", ["", "1", "a/3", "1/2/3", "-1/3", "1 of 3"])
 def test_folds_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="write it as K/N"):

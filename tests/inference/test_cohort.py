@@ -105,6 +105,14 @@ def test_previews_beside_a_slide_are_left_out_and_named(tmp_path: Path) -> None:
     assert names(named, tmp_path) == ["Case1.png"]
 
 
+def test_the_parts_of_a_vms_slide_are_no_slides(tmp_path: Path) -> None:
+    touch(tmp_path, "a.vms", "a(1,0).jpg", "a_map2.jpg", "b.jpg", "a2.svs", "a2x.jpg")
+    with pytest.warns(UserWarning, match=r"left out, .* a picture of a\.vms") as said:
+        found = collect([str(tmp_path)], suffixes=SUFFIXES | {".vms", ".jpg"})
+    assert len(said) == 2
+    assert names(found, tmp_path) == ["a.vms", "a2.svs", "a2x.jpg", "b.jpg"]
+
+
 def test_dicom_files_are_known_without_a_suffix(tmp_path: Path) -> None:
     touch(tmp_path, "notes")
     (tmp_path / "1.2.840.1").write_bytes(bytes(128) + b"DICM" + bytes(8))

@@ -102,6 +102,24 @@ def test_a_blue_stain_is_not_ink() -> None:
     assert iou(found(image), disc()) > 0.9
 
 
+@pytest.mark.parametrize("ink", ["green", "blue", "red"])
+def test_a_thick_ring_of_a_pen_around_a_biopsy_is_ink(ink: str) -> None:
+    image, draw = scene()
+    draw.rectangle((0, 0, *image.size), fill=(244, 243, 245))
+    draw.ellipse((180, 130, 220, 170), fill=PINK)
+    draw.ellipse((80, 30, 320, 270), outline=INKS[ink], width=16)
+    mask = found(image)
+    assert mask[130:171, 180:221].sum() > 1200
+    assert mask.sum() < 2 * mask[130:171, 180:221].sum()
+
+
+def test_a_stain_among_another_is_not_ink() -> None:
+    image, draw = scene()
+    for x in range(140, 261, 20):  # fibres of a trichrome in the tissue
+        draw.line((x, 100, x, 200), fill=(60, 110, 190), width=16)
+    assert iou(found(image), disc()) > 0.9
+
+
 def test_specks_go_and_small_holes_fill() -> None:
     image, draw = scene()
     draw.ellipse((30, 30, 34, 34), fill=PINK)

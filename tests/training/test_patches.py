@@ -89,8 +89,10 @@ def test_batches_and_shares_are_the_numbered_patches() -> None:
     halves = [next(sequence.batches(4, start=1, share=(p, 2))) for p in (0, 1)]
     assert [h.numbers for h in halves] == [(4, 6), (5, 7)]
     assert np.array_equal(halves[1].images, whole[1].images[1::2])
-    again = list(itertools.islice(sequence.batches(4, pool=6), 3))
-    assert [b.numbers for b in again] == [(0, 1, 2, 3), (4, 5, 0, 1), (2, 3, 4, 5)]
+    again = list(itertools.islice(sequence.batches(4, pool=9), 3))
+    assert [b.numbers for b in again] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 0, 1, 2)]
+    small = list(itertools.islice(sequence.batches(4, pool=2), 2))  # no image is left out
+    assert [b.numbers for b in small] == [(0, 1, 2, 3), (4, 5, 6, 0)]
 
 
 def test_what_fails_in_a_thread_is_raised() -> None:

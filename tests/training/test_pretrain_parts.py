@@ -290,6 +290,14 @@ def test_terms_are_added_with_their_weights() -> None:
     assert not any(p.requires_grad for p in encoder.parameters())
 
 
+@pytest.mark.parametrize(("kind", "weight"), [("kl", 1e-4), ("vq", 1.0)])
+def test_the_bottleneck_counts_as_is_usual_for_its_kind(kind: Any, weight: float) -> None:
+    task = autoencoder(kind)
+    found = task.losses(PIXELS, 0, generator())
+    rest = float((found["loss"] - found["reconstruction"]).detach())
+    assert rest == pytest.approx(weight * float(found["bottleneck"].detach()), abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_decoding_turns_encoding_back(kind: Any) -> None:
     from dataclasses import replace

@@ -57,6 +57,34 @@ def test_calibration_stands_in_the_files_where_it_was_measured(tmp_path: Path) -
         assert ("Reliability diagram" in report) == (calibration is not None)
 
 
+class Named(NoImages):
+    """Images that have names and groups only."""
+
+    def __init__(self, names: tuple[str, ...], groups: tuple[str, ...]) -> None:
+        self.names, self.groups = names, groups
+
+
+def named(*names: str, groups: tuple[str, ...] = ()) -> Named:
+    return Named(names, groups or names)
+
+
+def test_patients_that_a_model_learnt_are_told_where_images_are_cut_otherwise() -> None:
+    card = {
+        "dataset": {"name": "bcss", "part": "train", "patch_px": 800},
+        "training_images": ["a_0_0", "b_0_0"],
+        "training_groups": ["a", "b"],
+    }
+    regions = named("a", "c", groups=("a", "c"))
+    described = {"name": "bcss", "cut": "rois"}
+    with pytest.warns(UserWarning, match="1 of the 2 images are of patients or slides of the mod"):
+        warn_of_training_images(card, described, regions, part="train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_training_images(card, described, regions, part="test")
+        warn_of_training_images(card, {**described, "url": "x"}, regions, part="train")
+        warn_of_training_images(card, described, named("c"), part="train")
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_images_that_a_model_or_what_it_came_from_learnt_are_told(depth: int) -> None:
     data = {"name": "glas"}
@@ -64,11 +92,11 @@ def test_images_that_a_model_or_what_it_came_from_learnt_are_told(depth: int) ->
     for _ in range(depth):
         card = {"dataset": {"name": "glas"}, "training_images": ["c"], "extractor": card}
     with pytest.warns(UserWarning, match="1 of the 2 images were in the model's training"):
-        warn_of_training_images(card, data, ["b", "d"])
+        warn_of_training_images(card, data, named("b", "d"), part="x")
     with pytest.warns(UserWarning, match="1 of the 2 images"):  # the same images, other labels
-        warn_of_training_images(card, {**data, "classes": "grades"}, ["b", "d"])
+        warn_of_training_images(card, {**data, "classes": "grades"}, named("b", "d"), part="x")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_training_images(card, {"name": "bcss"}, ["b", "d"])
-        warn_of_training_images(card, {**data, "images": "other/*.png"}, ["b", "d"])
-        warn_of_training_images(card, data, ["d"])
+        warn_of_training_images(card, {"name": "bcss"}, named("b", "d"), part="x")
+        warn_of_training_images(card, {**data, "images": "o/*.png"}, named("b", "d"), part="x")
+        warn_of_training_images(card, data, named("d"), part="x")

@@ -61,7 +61,7 @@ def command(
     Writes OUT/metrics.json, per_image.csv, confusion.png, panels/ and report.html.
     """
     from wsiseg.cli.progress import Progress
-    from wsiseg.datasets.base import Subset, fold_split, numbered_as, parse_fold
+    from wsiseg.datasets.base import Subset, fold_of, numbered_as
     from wsiseg.datasets.table import dataset_mapping, open_dataset
     from wsiseg.models.checkpoint import load_model
     from wsiseg.training.evaluate import Measuring, evaluate
@@ -71,12 +71,12 @@ def command(
     described = dataset_mapping(name)
     dataset = open_dataset(described, data, split)
     if fold is not None:
-        dataset = Subset(dataset, fold_split(dataset.groups, *parse_fold(fold))[1])
+        dataset = Subset(dataset, fold_of(dataset, fold)[1])
     segmenter = load_model(model, device=device)
     dataset = numbered_as(dataset, segmenter.info.classes)
     if segmenter.info.resize_px is None:
         warn_of_enlarging(dataset.mpp, segmenter.info.mpp)
-    warn_of_training_images(segmenter.info.card, described, dataset.names)
+    warn_of_training_images(segmenter.info.card, described, dataset, part=split)
     claim_results(out)  # a folder that cannot be written ends here, before the work
     how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes, raw)
     progress = Progress(split, unit="image")

@@ -80,6 +80,7 @@ def _text(record: dict[str, Any]) -> str:
     extent = f" ({width * mpp / 1000:.2f} x {height * mpp / 1000:.2f} mm)" if mpp else ""
     area = record["tissue_mm2"]
     tissue = f"{record['tissue_fraction']:.1%}"
+    tissue += "" if mpp else f" (as if at {_STAND_IN_MPP:g} um per pixel)"
     images = [f"{name} {w} x {h}" for name, (w, h) in record["associated_images"].items()]
     lines = [
         ("slide", record["path"]),

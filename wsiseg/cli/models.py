@@ -208,8 +208,9 @@ def _short(card: Mapping[str, Any]) -> dict[str, Any]:
     """A card for people: what it says of use first, long records as a word."""
     first = [key for key in ("use", "classes", "metrics", "limits", "data", "terms") if key in card]
     short = {key: card[key] for key in (*first, *(k for k in card if k not in first))}
-    if isinstance(short.get("training_images"), list):
-        short["training_images"] = f"{len(short['training_images'])} names (--json lists them)"
+    for key in ("training_images", "training_groups"):
+        if isinstance(short.get(key), list):
+            short[key] = f"{len(short[key])} names (--json lists them)"
     for key in ("training", "extractor"):
         if isinstance(short.get(key), Mapping):
             short[key] = "a record of its own (--json shows it)"

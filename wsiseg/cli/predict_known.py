@@ -92,7 +92,23 @@ def complete(
     return sidecar
 
 
-def other_polygons(settings: Settings, sidecar: dict[str, Any]) -> str:
+def unlike(settings: Settings, sidecar: dict[str, Any], canvas: Path) -> str:
+    """In words, what of complete outputs is not as it was asked for; empty if nothing is."""
+    found = _other_polygons(settings, sidecar)
+    parameters = sidecar.get("parameters")
+    kept = parameters if isinstance(parameters, dict) else {}
+    for name, wanted, own in (
+        ("precision", settings.precision, kept.get("precision")),
+        ("runtime", settings.runtime, kept.get("runtime", "torch")),
+    ):
+        if wanted not in ("auto", own):
+            found += f"; made with --{name} {own}"
+    if settings.keep_canvas and not canvas.exists():
+        found += "; no canvas was kept, --overwrite --keep-canvas makes one"
+    return found
+
+
+def _other_polygons(settings: Settings, sidecar: dict[str, Any]) -> str:
     """In words, that the polygons of complete outputs have other settings; empty if not."""
     polygons = sidecar.get("polygons")
     found = polygons.get("options") if isinstance(polygons, dict) else None

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from wsiseg.canvas import Canvas
 from wsiseg.canvas_store import discard
-from wsiseg.cli.predict_known import Series, Stamp, complete, file_stamp, other_polygons, stamp
+from wsiseg.cli.predict_known import Series, Stamp, complete, file_stamp, stamp, unlike
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.predict_warnings import warn_of_slide, warn_of_stain
 from wsiseg.cli.progress import Progress, format_seconds
@@ -256,8 +256,8 @@ class Slides:
         if sidecar is None:
             return None
         again = "" if self.settings.overwrite else " (--overwrite makes them again)"
-        unlike = other_polygons(self.settings, sidecar)
-        say(f"{task.stem}: outputs are complete, skipped{again}{unlike}")
+        noted = unlike(self.settings, sidecar, self._canvas_path(task))
+        say(f"{task.stem}: outputs are complete, skipped{again}{noted}")
         seconds, areas = sidecar.get("timings", {}).get("total"), sidecar.get("areas_mm2", {})
         return Outcome(task, str(sidecar.get("status")), seconds, areas, earlier=True)
 

@@ -67,7 +67,7 @@ def command(
     logs, curves and pictures beside it. Several processes: `accelerate launch -m wsiseg.cli train`.
     """
     from wsiseg.config import apply_overrides, find_config, from_mapping, load_yaml
-    from wsiseg.datasets.base import Subset, fold_split, parse_fold
+    from wsiseg.datasets.base import Subset, fold_of
     from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
     from wsiseg.errors import ConfigError
     from wsiseg.training.processes import Processes, device_of_process
@@ -88,7 +88,7 @@ def command(
     if dataset.measuring:
         click.echo(f"wsiseg: warning: {split} is for measuring; do not measure on it now", err=True)
     if fold is not None:
-        dataset = Subset(dataset, fold_split(dataset.groups, *parse_fold(fold))[0])
+        dataset = Subset(dataset, fold_of(dataset, fold)[0])
     start = starting_point(run, extractor, with_head=with_head, device=device_of_process(device))
     part = {**described, "part": split, "left out": fold and f"fold {fold}"}
     path = train(

@@ -197,11 +197,19 @@ def grouped_split(groups: Sequence[str], share: float, seed: int) -> tuple[list[
     return [i for i, g in enumerate(groups) if g not in chosen], held
 
 
-def fold_split(groups: Sequence[str], fold: int, folds: int) -> tuple[list[int], list[int]]:
+def fold_split(
+    groups: Sequence[str], fold: int, folds: int, *, files: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
     """(rest, fold) indices of fold 1..folds, whole groups on one side, the same in every call.
 
     Groups are shuffled once by a fixed seed, then each goes to the fold that holds the fewest
-    images, the largest groups first.
+    files, the groups with most first: so folds are the same however files are cut into images.
+
+    Args:
+        groups: the group of each image.
+        fold: which fold, from 1.
+        folds: how many there are.
+        files: the file of each image; None takes each for a file of its own.
 
     Raises:
         UsageError: fewer groups than folds, or a fold that is not among them.
@@ -213,11 +221,14 @@ def fold_split(groups: Sequence[str], fold: int, folds: int) -> tuple[list[int],
             f"groups (patients or images), {len(order)}"
         )
     np.random.default_rng(0).shuffle(order)
-    order.sort(key=lambda g: -groups.count(g))  # stable: the shuffle decides among equals
+    held: dict[str, set[int]] = {}
+    for group, file in zip(groups, range(len(groups)) if files is None else files, strict=True):
+        held.setdefault(group, set()).add(file)
+    order.sort(key=lambda g: -len(held[g]))  # stable: the shuffle decides among equals
     sizes, home = [0] * folds, {}
     for group in order:
         home[group] = sizes.index(min(sizes))
-        sizes[home[group]] += groups.count(group)
+        sizes[home[group]] += len(held[group])
     own = [i for i, g in enumerate(groups) if home[g] == fold - 1]
     return [i for i, g in enumerate(groups) if home[g] != fold - 1], own
 
@@ -251,3 +262,12 @@ def class_pixels(dataset: LabelledDataset, indices: Sequence[int]) -> npt.NDArra
             f"({', '.join(dataset.classes.names)}) nor 255 for ignore"
         )
     return counts[:, :count]
+
+
+def fold_of(dataset: LabelledDataset, text: str) -> tuple[list[int], list[int]]:
+    """(rest, fold) indices of fold 'K/N' of a data set; see `fold_split`.
+
+    Raises:
+        UsageError: not of that form, or a fold that cannot be.
+    """
+    return fold_split(dataset.groups, *parse_fold(text), files=dataset.files)

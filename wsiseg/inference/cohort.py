@@ -188,14 +188,22 @@ def _folder(path: Path, suffixes: Collection[str]) -> list[Task]:
 
 
 def _without_previews(files: list[Path]) -> list[Path]:
-    """The files without pictures (a preview, a mask) of a slide among them; says so."""
+    """The files without pictures of a slide among them: of its name (a preview, a mask), or the
+    parts of a Hamamatsu VMS or VMU slide, which begin with it; says so."""
     pictures = [p for p in files if p.suffix.lower() in PICTURES]
     slides = {p.stem.casefold(): p for p in files if p not in set(pictures)}
-    left_out = {p for p in pictures if p.stem.casefold() in slides}
+    parted = {stem: p for stem, p in slides.items() if p.suffix.lower() in (".vms", ".vmu")}
+    left_out = {}
+    for path in pictures:
+        stem = path.stem.casefold()
+        own = (p for s, p in parted.items() if stem.startswith(s) and not stem[len(s)].isalnum())
+        of = slides.get(stem) or next(own, None)
+        if of is not None:
+            left_out[path] = of
     for path in sorted(left_out):
         warnings.warn(
-            f"{path}: left out, by its name a picture of {slides[path.stem.casefold()].name}; give"
-            " its path to have it segmented",
+            f"{path}: left out, by its name a picture of {left_out[path].name}; give its path to"
+            " have it segmented",
             stacklevel=2,
         )
     return [p for p in files if p not in left_out]

@@ -231,9 +231,10 @@ def _odd_in_card(metadata: Mapping[str, Any]) -> str:
     for name in ("pretraining", "dataset"):
         if not isinstance(card.get(name, {}), dict):
             return f"{name} must be a mapping"
-    images = card.get("training_images", [])
-    if not isinstance(images, list) or not all(isinstance(v, str) for v in images):
-        return "training_images must be a list of names"
+    for name in ("training_images", "training_groups"):
+        found = card.get(name, [])
+        if not isinstance(found, list) or not all(isinstance(v, str) for v in found):
+            return f"{name} must be a list of names"
     mpp = card.get("pretraining", {}).get("mpp")
     return "" if mpp is None or isinstance(mpp, int | float) else "pretraining.mpp must be a number"
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 from wsiseg.errors import SlideError
 from wsiseg.geometry import Box, Grid, Size
 from wsiseg.slides.image_file import ImageFileError, open_image
+from wsiseg.slides.ink import OBJECT_UM2, find_ink, without_small
 from wsiseg.slides.slide import Slide
 
 Bool = npt.NDArray[np.bool_]
@@ -29,7 +30,6 @@ _DENSITY_DARK = 0.22
 _CLOSE_UM = 16.0
 _MARGIN_UM = 12.0
 _SPECK_UM2 = 1_000.0
-_OBJECT_UM2 = 10_000.0
 _HOLE_UM2 = 50_000.0
 
 
@@ -141,7 +141,7 @@ def detect(rgb: UInt8, *, mpp: float) -> Bool:
     Returns:
         (h, w) bool.
     """
-    ink = _ink(rgb, mpp)
+    ink = find_ink(rgb, mpp)
     light = rgb.astype(np.float32) / _glass(rgb)
     light = np.clip(ndimage.gaussian_filter(light, (0.7, 0.7, 0)), 1 / 255, 1)
     high, low = light.max(-1), light.min(-1)
@@ -157,9 +157,9 @@ def detect(rgb: UInt8, *, mpp: float) -> Bool:
 def _tidy(tissue: Bool, ink: Bool, mpp: float) -> Bool:
     """Close gaps, drop specks, fill holes, add a margin; ink stays out."""
     area = tissue.size * mpp**2
-    tissue = _without_small(tissue, min(_SPECK_UM2, area / 100) / mpp**2)
+    tissue = without_small(tissue, min(_SPECK_UM2, area / 100) / mpp**2)
     tissue = ~_widened(~_widened(tissue, _CLOSE_UM / mpp), _CLOSE_UM / mpp)
-    tissue = _without_small(tissue, min(_OBJECT_UM2, area / 20) / mpp**2)
+    tissue = without_small(tissue, min(OBJECT_UM2, area / 20) / mpp**2)
     tissue = _filled(tissue, min(_HOLE_UM2, area / 4) / mpp**2)
     return _widened(tissue, _MARGIN_UM / mpp) & ~ink
 
@@ -169,15 +169,6 @@ def _widened(mask: Bool, radius_px: float) -> Bool:
     if not mask.any():
         return mask
     return np.asarray(ndimage.distance_transform_edt(~mask) <= max(1.0, radius_px))
-
-
-def _without_small(mask: Bool, least_px: float) -> Bool:
-    """The mask without its connected parts below a number of pixels."""
-    parts, _ = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel())
-    keep = sizes >= least_px
-    keep[0] = False
-    return np.asarray(keep[parts])
 
 
 def _filled(mask: Bool, least_px: float) -> Bool:
@@ -201,45 +192,6 @@ def _glass(rgb: UInt8) -> Float:
     if len(bright) < 0.02 * high.size:
         return np.full(3, 245, np.float32)
     return np.asarray(np.maximum(np.median(bright, axis=0), 215), np.float32)
-
-
-def _ink(rgb: UInt8, mpp: float) -> Bool:
-    """Pen marks and black borders: strong cores, grown into their fainter rims.
-
-    A colour that more than 40% of all coloured pixels have is the stain, not ink.
-    """
-    hue, saturation, value = _hsv(rgb)
-    red = (hue > 352) | (hue < 15)
-    green = (hue > 70) & (hue < 185)
-    blue = (hue >= 185) & (hue < 250)
-    cores = (
-        (green & (saturation > 0.22), green & (saturation > 0.06)),
-        (blue & (saturation > 0.50), blue & (saturation > 0.10)),
-        (red & (saturation > 0.75), red & (saturation > 0.45)),
-        (value < 0.27, (value < 0.55) & (saturation < 0.25)),
-    )
-    ink = np.zeros(hue.shape, bool)
-    coloured = np.count_nonzero((saturation > _SATURATION[1]) & (value >= 0.27))
-    for core, rim in cores:
-        if np.count_nonzero(core & (value >= 0.27)) > 0.4 * coloured:
-            continue
-        core = _without_small(core, max(4.0, 2000 / mpp**2))
-        if core.any():
-            ink |= ndimage.binary_propagation(core, mask=core | rim)
-    return ndimage.binary_dilation(ink, iterations=2) if ink.any() else ink
-
-
-def _hsv(rgb: UInt8) -> tuple[Float, Float, Float]:
-    """Hue in degrees, saturation and value in 0 .. 1, of smoothed pixels."""
-    smooth = ndimage.uniform_filter(rgb.astype(np.float32) / 255, (3, 3, 1))
-    r, g, b = smooth[..., 0], smooth[..., 1], smooth[..., 2]
-    high, low = smooth.max(-1), smooth.min(-1)
-    span = np.maximum(high - low, 1e-6)
-    hue = np.where(
-        high == r, (g - b) / span % 6, np.where(high == g, (b - r) / span + 2, (r - g) / span + 4)
-    )
-    saturation = (high - low) / np.maximum(high, 1e-6)
-    return np.asarray(60 * hue, np.float32), saturation, high
 
 
 def _otsu(values: npt.NDArray[np.floating]) -> float:

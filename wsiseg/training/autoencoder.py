@@ -27,13 +27,17 @@ from wsiseg.training.discriminator import (
 )
 from wsiseg.training.perceptual import laplacian_l1, token_l1
 
+BOTTLENECK = {"kl": 1e-4, "vq": 1.0}
+"""Weight of the bottleneck's term where the configuration names none."""
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """Configuration of the first stage's training."""
 
-    bottleneck_weight: float = 1e-4
-    """Weight of the KL term (kl) or of the commitment term (vq)."""
+    bottleneck_weight: float | None = None
+    """Weight of the KL term (kl) or of codebook and commitment (vq); null takes 1e-4 for kl, as
+    latent diffusion does, and 1 for vq, as VQGAN does."""
     edge_weight: float = 1.0
     """Weight of the L1 loss on horizontal and vertical differences, against blur."""
     laplacian_weight: float = 0.0
@@ -45,7 +49,7 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("bottleneck_weight", "edge_weight", "laplacian_weight", "feature_weight"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"autoencoder.{name}: must not be negative")
 
 
@@ -69,6 +73,8 @@ class AutoencoderTask:
     ) -> None:
         """`encoder`: what `feature_weight` compares by; not needed where that is 0."""
         self.first_stage, self.config, self.augment = first_stage, config, augment
+        own = config.bottleneck_weight
+        self.bottleneck_weight = BOTTLENECK[first_stage.kind] if own is None else own
         self.network = build_first_stage(first_stage)
         self.module = nn.ModuleDict({"network": self.network})
         self.discriminator: PatchDiscriminator | None = None
@@ -89,7 +95,7 @@ class AutoencoderTask:
         rebuilt, bottleneck = self.reconstruct(images, generator)
         rebuilt = rebuilt.float()
         parts = self._reconstruction(images, rebuilt)
-        loss = parts["reconstruction"] + self.config.bottleneck_weight * bottleneck
+        loss = parts["reconstruction"] + self.bottleneck_weight * bottleneck
         psnr = -10 * torch.log10((rebuilt - images).square().mean() / 4)
         values = {"l1": parts["l1"], "bottleneck": bottleneck, "psnr": psnr, **parts}
         options = self.config.discriminator

@@ -43,11 +43,14 @@ def write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> N
     config, segmenter, out = task.config, task.kept, path.parent
     inputs, licence = task.inputs, licence_of(task.config, task.dataset.terms, provenance)
     sizes = {"training": len(inputs.training), "validation": len(inputs.validation)}
-    names = [inputs.dataset.names[i] for i in (*inputs.training, *inputs.validation)]
+    used = (*inputs.training, *inputs.validation)
+    names = [inputs.dataset.names[i] for i in used]
+    groups = sorted({inputs.dataset.groups[i] for i in used})
     card = {
         "training": to_mapping(config),
         "images": sizes,
         "training_images": names[:MOST_NAMES],
+        "training_groups": groups[:MOST_NAMES],
         "wsiseg": __version__,
         **provenance,
     }

@@ -30,7 +30,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         a: at least `WINDOW_PX` high and wide.
         b: of the same shape.
     """
-    x = torch.cat((a, b, a * a, b * b, a * b)).double()
+    x = torch.cat((a, b, a * a, b * b, a * b)).to("cpu", torch.float64)  # not all GPUs have it
     mean_a, mean_b, aa, bb, ab = _blur(x).chunk(5)
     var_a, var_b, covariance = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2

@@ -243,8 +243,10 @@ class Patches:
             size: patches of a batch.
             start: number of the first batch.
             share: (process, processes): which of each batch's patches to give.
-            pool: 0, or after how many patches the sequence begins again.
+            pool: 0, or after how many patches the sequence begins again, but not before every image
+                was shown.
         """
+        pool = max(pool, self._count) if pool else 0
 
         def make(batch: int) -> Batch:
             numbers = range(batch * size, (batch + 1) * size)[share[0] :: share[1]]

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
+
+PATIENCE = timedelta(days=1)
+"""How long the others wait while the first one validates or writes; ten minutes is NCCL's own."""
 
 
 class Processes:
@@ -27,7 +31,7 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
-            state = PartialState(cpu=not torch.cuda.is_available())
+            state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
             self.index, self.count = state.process_index, state.num_processes
 
     @property

@@ -28,31 +28,52 @@ from wsiseg.training.report import Pictures, write_report
 
 _OF_LABELS = ("classes", "ignore", "terms", "group", "parts", "masks", "instances")
 """Options of data sets that say nothing of the images."""
+_OF_CUTTING = ("cut", "patch_px", "stride_px", "max_ignored", "min_labelled", "mpp")
+"""Options of how images are cut out of files."""
 
 
 def warn_of_training_images(
-    card: Mapping[str, Any], dataset: Mapping[str, Any], names: Sequence[str]
+    card: Mapping[str, Any], described: Mapping[str, Any], dataset: LabelledDataset, *, part: str
 ) -> None:
-    """Warn where images of a data set are among those that the model's card says it learnt from.
+    """Warn where a model has learnt from the images that it is to be measured on.
 
-    The cards of what it was trained from lie inside its own.
+    Its card, and those of what it was trained from, which lie inside, name images and groups. Of
+    the same part of a data set, cut in another way, images have other names: there groups tell.
+
+    Args:
+        card: the model's.
+        described: options of the data set.
+        dataset: what is to be measured.
+        part: of the data set.
     """
-    wanted = {k: v for k, v in dataset.items() if k not in _OF_LABELS}
-    learnt: set[str] = set()
+    seen = grouped = 0
     about: Any = card
     while isinstance(about, Mapping):
-        own, images = about.get("dataset"), about.get("training_images")
-        fits = isinstance(own, Mapping) and all(own.get(k) == v for k, v in wanted.items())
-        if fits and isinstance(images, list):
-            learnt.update(str(name) for name in images)
+        own = about.get("dataset")
+        if isinstance(own, Mapping):
+            if _fits(own, described, but=_OF_LABELS):
+                seen = max(seen, _shared(dataset.names, about.get("training_images")))
+            if own.get("part") == part and _fits(own, described, but=(*_OF_LABELS, *_OF_CUTTING)):
+                grouped = max(grouped, _shared(dataset.groups, about.get("training_groups")))
         about = about.get("extractor")
-    seen = learnt & set(names)
-    if seen:
+    if seen or grouped:
+        what = "were in" if seen else "are of patients or slides of"
         warnings.warn(
-            f"{len(seen)} of the {len(names)} images were in the model's training: these numbers "
-            "do not say how good it is",
+            f"{seen or grouped} of the {len(dataset)} images {what} the model's training: these "
+            "numbers do not say how good it is",
             stacklevel=2,
         )
+
+
+def _fits(own: Mapping[str, Any], described: Mapping[str, Any], *, but: Sequence[str]) -> bool:
+    """Whether options of a data set are those that a card names."""
+    return all(own.get(k) == v for k, v in described.items() if k not in but)
+
+
+def _shared(names: Sequence[str], learnt: object) -> int:
+    """How many of the names a list of a card holds."""
+    known = set(learnt) if isinstance(learnt, list) else set()
+    return sum(name in known for name in names)
 
 
 def claim_results(out: Path) -> None:

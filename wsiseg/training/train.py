@@ -207,6 +207,9 @@ def _stain_target(
 ) -> StainBasis | None:
     if config.normalise == "none":
         return None
+    if len(set(dataset.files)) < len(dataset):
+        text = "normalise: patches go by their own stains here, slides as a whole in prediction"
+        warnings.warn(text, stacklevel=2)
     return target_of(dataset[i].image for i in training)
 
 

@@ -1,0 +1,41 @@
+"""What `wsiseg predict` says of outputs that are there and are not quite what is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_run import Run, slides
+
+
+@pytest.fixture
+def done(run: Run, tmp_path: Path) -> tuple[Path, Path]:
+    """The folders of a slide and of its outputs."""
+    folder, out = slides(tmp_path / "slides", "a"), tmp_path / "out"
+    assert run(folder, "--out", out, "--precision", "fp32")[0] == 0
+    return folder, out
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--precision", "bf16"), "; made with --precision fp32"),
+        (("--keep-canvas",), "; no canvas was kept, --overwrite --keep-canvas makes one"),
+        (("--tolerance", "9"), "; its polygons were made with other settings"),
+        ((), "(--overwrite makes them again)"),
+        (("--precision", "auto"), "(--overwrite makes them again)"),
+    ],
+)
+def test_what_complete_outputs_are_not_is_said(
+    run: Run, done: tuple[Path, Path], option: tuple[str, ...], said: str
+) -> None:
+    code, out, err = run(done[0], "--out", done[1], *option)
+    assert code == 0
+    (line,) = (text for text in (out + err).splitlines() if "outputs are complete, skipped" in text)
+    assert line.endswith(said)
+
+
+def test_a_canvas_that_was_kept_is_not_missed(run: Run, tmp_path: Path) -> None:
+    words = (slides(tmp_path / "slides", "a"), "--out", tmp_path / "out", "--keep-canvas")
+    assert run(*words)[0] == 0
+    assert "no canvas" not in "".join(run(*words)[1:])
