@@ -78,7 +78,7 @@ def take_turns(segmenter: Segmenter, layout: Plan, picture: Picture, *, batch_si
         with timed(turns.shared):
             for encoded in store.take(window, window + 1, pixels, watch):
                 turns.evaluated = encoded
-            shared = store.windows(window, window + 1)
+            shared = tuple(store.windows(window, window + 1))
         tiles = layout.window_tiles[window]
         places = [layout.tile_place(int(tile)) for tile in tiles]
         alone_pixels = [picture.tile(place, layout.tile_px) for place in places]

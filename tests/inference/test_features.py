@@ -130,6 +130,6 @@ def test_groups() -> None:
 def test_few_tiles_of_the_full_size_network_are_encoded_twice(overlap: int, most: float) -> None:
     grid = Grid.at_mpp(Size(30_000, 40_000), 0.5, 0.5)
     layout = plan(grid, None, window_px=768, tile_px=256, overlap_px=overlap)
-    tile_mib = 24  # in float32
-    loads = schedule(layout, capacity=768 // tile_mib - 9 - MOST)
+    tile = 6_033_408 * 4  # bytes, in float32
+    loads = schedule(layout, capacity=(768 << 20) // tile - 9 - MOST)
     assert len(layout.tiles) < len(loads.tiles) < most * len(layout.tiles)

@@ -113,6 +113,13 @@ def test_a_thick_ring_of_a_pen_around_a_biopsy_is_ink(ink: str) -> None:
     assert mask.sum() < 2 * mask[130:171, 180:221].sum()
 
 
+def test_a_blue_stain_beside_a_red_pen_is_not_ink() -> None:
+    image, draw = scene()
+    draw.ellipse((120, 70, 280, 230), fill=(60, 110, 190))
+    draw.line((20, 260, 200, 285), fill=INKS["red"], width=9)
+    assert iou(found(image), disc()) > 0.9
+
+
 def test_a_stain_among_another_is_not_ink() -> None:
     image, draw = scene()
     for x in range(140, 261, 20):  # fibres of a trichrome in the tissue

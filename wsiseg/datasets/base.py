@@ -203,7 +203,8 @@ def fold_split(
     """(rest, fold) indices of fold 1..folds, whole groups on one side, the same in every call.
 
     Groups are shuffled once by a fixed seed, then each goes to the fold that holds the fewest
-    files, the groups with most first: so folds are the same however files are cut into images.
+    files, the groups with most first: so folds are the same however files are cut into images,
+    as long as none of them loses all.
 
     Args:
         groups: the group of each image.

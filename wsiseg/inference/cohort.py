@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import struct
 import time
 import warnings
@@ -32,6 +33,8 @@ _OF_LIBRARIES = (
     *(AssertionError, EOFError, BufferError, SyntaxError, ImportError, struct.error, zlib.error),
 )
 """What libraries that read files raise where the files are damaged."""
+_PART = re.compile(r"\(\d+,\d+(,\d+)?\)$|[-_]?(map2?|macro)$", re.IGNORECASE)
+"""What follows the name of a VMS or VMU slide in those of its parts."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _without_previews(files: list[Path]) -> list[Path]:
     left_out = {}
     for path in pictures:
         stem = path.stem.casefold()
-        own = (p for s, p in parted.items() if stem.startswith(s) and not stem[len(s)].isalnum())
+        own = (p for s, p in parted.items() if stem.startswith(s) and _PART.match(stem[len(s) :]))
         of = slides.get(stem) or next(own, None)
         if of is not None:
             left_out[path] = of

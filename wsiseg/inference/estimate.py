@@ -83,7 +83,7 @@ def estimate(job: Job, speed: Speed) -> Estimate:
     tiles = len(job.loads.tiles)
     features = tile_bytes(engine.segmenter, engine.dtype)
     held = job.loads.slots(batch_size=job.batch_size, group=job.group) * features
-    in_hand = job.batch_size + (job.group * layout.window_tiles.shape[1] if engine.batches else 0)
+    in_hand = job.batch_size + job.group * layout.window_tiles.shape[1]  # heads copy their maps
     chunk = accumulator_bytes(info.output_count, CHUNK_PX)
     sums = min(max(job.blend_bytes, chunk), layout.live_chunks(CHUNK_PX) * chunk)
     planes = job.group * 8 * info.output_count * info.window_px**2

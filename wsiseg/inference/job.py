@@ -42,9 +42,9 @@ class PredictOptions:
     """Threads that read the slide; None takes one a processor, at most 4 (8 for a GPU)."""
     memory_gib: float = 1.0
     """Memory for features and sums: a quarter for the sums of unfinished chunks, the rest for tile
-    features, those of the window and the batch in hand included; on a CUDA device instead an eighth
-    and a quarter of all its memory, used or not, so that an interrupted run can be continued. More
-    than fits is encoded again or kept in files; on a CPU the result is the same."""
+    features, those of the window and of a default batch in hand included; on a CUDA device instead
+    an eighth and a quarter of all its memory, used or not, so that an interrupted run can be
+    continued. More than fits is encoded again or kept in files; on a CPU the result is the same."""
     precision: str = "auto"
     """"auto", "fp32", "bf16" or "fp16"; auto is bf16 on CUDA and fp32 elsewhere."""
     seed: int = 0

@@ -27,7 +27,7 @@ from wsiseg.inference.contracts import TissueLike
 Ints = npt.NDArray[np.int64]
 BLOCK_COLUMNS = 6
 """Windows along a row of a block. A row of so many shares tiles of the full-size network with the
-next one in the memory of the default; with 16, a quarter of the tiles was encoded twice."""
+next one in the memory of the default; with 16, more than a fifth of the tiles is encoded twice."""
 _STEPS = 16
 """Steps from one window to the next that a window has at most."""
 

@@ -147,8 +147,9 @@ class CompiledHead(Head):
 
     def forward(self, features: Features) -> Tensor:
         """See `Head.forward`."""
-        windows = range(len(features[0]))
-        return torch.cat([self._run(*(m[i : i + 1] for m in features))[0] for i in windows])
+        maps = tuple(features)
+        windows = range(len(maps[0]))
+        return torch.cat([self._run(*(m[i : i + 1] for m in maps))[0] for i in windows])
 
 
 class _WithNoise(nn.Module):

@@ -19,7 +19,7 @@ _COLOURED = 0.10
 def find_ink(rgb: UInt8, mpp: float) -> Bool:
     """Pen marks and black borders: strong cores, grown into their fainter rims.
 
-    A colour that most of what is coloured has is the stain, not ink (`_is_stain`).
+    A colour that more than 40% of all coloured pixels have may be the stain (`_is_stain`).
     """
     hue, saturation, value = _hsv(rgb)
     red = (hue > 352) | (hue < 15)
@@ -34,8 +34,11 @@ def find_ink(rgb: UInt8, mpp: float) -> Bool:
     )
     ink = np.zeros(hue.shape, bool)
     coloured = (saturation > _COLOURED) & (value >= 0.27)
-    for own, core, rim in cores:
-        if _is_stain(core & (value >= 0.27), own, coloured, mpp):
+    for number, (own, core, rim) in enumerate(cores):
+        others = [c | r for k, (_, c, r) in enumerate(cores) if k != number]
+        unlike = coloured & ~np.logical_or.reduce([own, *others])
+        core_px = np.count_nonzero(core & (value >= 0.27))
+        if core_px > 0.4 * np.count_nonzero(coloured) and _is_stain(core, own, unlike, mpp):
             continue
         core = without_small(core, max(4.0, 2000 / mpp**2))
         if core.any():
@@ -43,21 +46,19 @@ def find_ink(rgb: UInt8, mpp: float) -> Bool:
     return ndimage.binary_dilation(ink, iterations=2) if ink.any() else ink
 
 
-def _is_stain(core: Bool, own: Bool, coloured: Bool, mpp: float) -> bool:
-    """Whether a colour is that of the tissue: more than 40% of all coloured pixels have it, and
-    other tissue is absent or among it. A thick ring of a pen around a biopsy lies by itself.
+def _is_stain(core: Bool, own: Bool, unlike: Bool, mpp: float) -> bool:
+    """Whether the colour of most of a picture is that of the tissue: other tissue is absent or
+    among it. A thick ring of a pen around a biopsy lies by itself; so would a piece of one stain
+    beside a piece of another.
 
     Args:
         core: (h, w) bool, pixels of the colour.
         own: all pixels of its hue.
-        coloured: pixels of any colour.
+        unlike: coloured pixels of another hue, and of no other ink.
         mpp: micrometres per pixel.
     """
-    count = np.count_nonzero(core)
-    if count <= 0.4 * np.count_nonzero(coloured):
-        return False
-    rest = without_small(coloured & ~own, OBJECT_UM2 / mpp**2)
-    if np.count_nonzero(rest) < max(_REST_UM2 / mpp**2, 0.05 * count):
+    rest = without_small(unlike, OBJECT_UM2 / mpp**2)
+    if np.count_nonzero(rest) < max(_REST_UM2 / mpp**2, 0.05 * np.count_nonzero(core)):
         return True
     around = ndimage.binary_dilation(core, iterations=3) & ~own
     beside = np.count_nonzero(around & ndimage.binary_dilation(rest, iterations=2))

@@ -243,8 +243,8 @@ class Patches:
             size: patches of a batch.
             start: number of the first batch.
             share: (process, processes): which of each batch's patches to give.
-            pool: 0, or after how many patches the sequence begins again, but not before every image
-                was shown.
+            pool: 0, or after how many patches the sequence begins again, but not before it has
+                gone through all images (background takes the places of some).
         """
         pool = max(pool, self._count) if pool else 0
 

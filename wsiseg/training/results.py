@@ -26,7 +26,7 @@ from wsiseg.training.panels import panel_file, write_panel
 from wsiseg.training.published import published_rows
 from wsiseg.training.report import Pictures, write_report
 
-_OF_LABELS = ("classes", "ignore", "terms", "group", "parts", "masks", "instances")
+_OF_LABELS = ("classes", "ignore", "terms", "group", "parts", "masks", "instances", "cache_mb")
 """Options of data sets that say nothing of the images."""
 _OF_CUTTING = ("cut", "patch_px", "stride_px", "max_ignored", "min_labelled", "mpp")
 """Options of how images are cut out of files."""
@@ -57,9 +57,9 @@ def warn_of_training_images(
                 grouped = max(grouped, _shared(dataset.groups, about.get("training_groups")))
         about = about.get("extractor")
     if seen or grouped:
-        what = "were in" if seen else "are of patients or slides of"
+        what = "were in" if seen >= grouped else "are of patients or slides of"
         warnings.warn(
-            f"{seen or grouped} of the {len(dataset)} images {what} the model's training: these "
+            f"{max(seen, grouped)} of the {len(dataset)} images {what} the model's training: these "
             "numbers do not say how good it is",
             stacklevel=2,
         )

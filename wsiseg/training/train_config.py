@@ -19,8 +19,8 @@ class FeatureCacheConfig:
     """Features of a frozen extractor kept on disk, in the run folder."""
 
     patches: int = 0
-    """After how many augmented patches the sequence begins again, but not before every image was
-    shown; 0 = never, and no cache."""
+    """After how many augmented patches the sequence begins again, but not before it went
+    through all images; 0 = never, and no cache."""
     limit_gb: float = 20.0
     """Size that the cache may reach; what does not fit is computed each time."""
 

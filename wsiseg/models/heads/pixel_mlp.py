@@ -173,13 +173,14 @@ class PixelMLPHead(Head):
 
     def _each_tile(self, features: Features, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """Members' probabilities (members, classes, tile, tile) reduced, tile by tile, laid out."""
-        tiles = [f.flatten(0, 2) for f in features]
+        whole = list(features)
+        tiles, layout = [f.flatten(0, 2) for f in whole], whole[0].shape[:3]
         done = []
         for i in range(len(tiles[0])):
             maps = [t[i : i + 1] for t in tiles]
             logits = torch.cat([self._tile_logits(m, maps) for m in self.ensemble])
             done.append(reduce(logits.float().softmax(dim=1)[:, None]))
-        return lay_out(torch.unflatten(torch.cat(done), 0, features[0].shape[:3]))
+        return lay_out(torch.unflatten(torch.cat(done), 0, layout))
 
 
 class Member(nn.Module):
