@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from wsiseg.config import to_mapping
-from wsiseg.datasets.base import LabelledImage, Subset, fold_split
+from wsiseg.datasets.base import LabelledImage, Subset, fold_of
 from wsiseg.datasets.table import dataset_mapping, open_dataset
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.segmenter import ModelInfo
@@ -66,7 +66,7 @@ def predictions(data: Path, runs: list[Path], *, folds: int, tta: bool) -> Itera
     """Every image of the training part, as the model that has not seen it predicts it."""
     whole = open_dataset(dataset_mapping("glas"), data, "train")
     for fold, run in enumerate(runs, start=1):
-        held = Subset(whole, fold_split(whole.groups, fold, folds, files=whole.files)[1])
+        held = Subset(whole, fold_of(whole, f"{fold}/{folds}")[1])
         model = load_model(str(run / "model.safetensors"), device="cpu")
         for index in range(len(held)):
             item = held[index]

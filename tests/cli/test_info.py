@@ -56,6 +56,7 @@ def test_unknown_mpp_still_tells_the_rest(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "mpp        unknown" in result.output
     assert "60 x 40 px" in result.output
+    assert "tissue     0.0% (as if at 0.5 um per pixel)" in result.output
     assert "--mpp" in result.output
     record = json.loads(CliRunner().invoke(cli, ["info", str(path), "--json"]).output)
     assert (record["mpp"], record["mpp_source"], record["tissue_mm2"]) == (None, None, None)

@@ -78,6 +78,9 @@ def test_patients_that_a_model_learnt_are_told_where_images_are_cut_otherwise() 
     described = {"name": "bcss", "cut": "rois"}
     with pytest.warns(UserWarning, match="1 of the 2 images are of patients or slides of the mod"):
         warn_of_training_images(card, described, regions, part="train")
+    start = {**card, "training_groups": ["c"]}  # what it was trained from knew the other one
+    with pytest.warns(UserWarning, match="2 of the 2 images are of patients"):
+        warn_of_training_images({**card, "extractor": start}, described, regions, part="train")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_training_images(card, described, regions, part="test")

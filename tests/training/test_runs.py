@@ -311,6 +311,19 @@ def test_resize_and_stain_are_in_the_checkpoint(tmp_path: Path) -> None:
     assert info.stain_target is not None
 
 
+class Cut(Discs):
+    """The same, cut from one file."""
+
+    @property
+    def files(self) -> tuple[int, ...]:
+        return (0,) * len(self)
+
+
+def test_stains_of_patches_by_themselves_are_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="patches go by their own stains here"):
+        fit(config(normalise="macenko", loop={"steps": 1}), tmp_path, data=Cut())
+
+
 def test_a_gradient_that_is_not_finite_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

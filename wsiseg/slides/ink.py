@@ -34,12 +34,12 @@ def find_ink(rgb: UInt8, mpp: float) -> Bool:
     )
     ink = np.zeros(hue.shape, bool)
     coloured = (saturation > _COLOURED) & (value >= 0.27)
+    coloured_px = np.count_nonzero(coloured)
     for number, (own, core, rim) in enumerate(cores):
-        others = [c | r for k, (_, c, r) in enumerate(cores) if k != number]
-        unlike = coloured & ~np.logical_or.reduce([own, *others])
-        core_px = np.count_nonzero(core & (value >= 0.27))
-        if core_px > 0.4 * np.count_nonzero(coloured) and _is_stain(core, own, unlike, mpp):
-            continue
+        if np.count_nonzero(core & (value >= 0.27)) > 0.4 * coloured_px:
+            others = [c | r for k, (_, c, r) in enumerate(cores) if k != number]
+            if _is_stain(core, own, coloured & ~np.logical_or.reduce([own, *others]), mpp):
+                continue
         core = without_small(core, max(4.0, 2000 / mpp**2))
         if core.any():
             ink |= ndimage.binary_propagation(core, mask=core | rim)

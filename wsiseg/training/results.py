@@ -46,16 +46,19 @@ def warn_of_training_images(
         dataset: what is to be measured.
         part: of the data set.
     """
-    seen = grouped = 0
+    images: set[str] = set()
+    groups: set[str] = set()
     about: Any = card
     while isinstance(about, Mapping):
         own = about.get("dataset")
         if isinstance(own, Mapping):
             if _fits(own, described, but=_OF_LABELS):
-                seen = max(seen, _shared(dataset.names, about.get("training_images")))
+                images.update(_names(about.get("training_images")))
             if own.get("part") == part and _fits(own, described, but=(*_OF_LABELS, *_OF_CUTTING)):
-                grouped = max(grouped, _shared(dataset.groups, about.get("training_groups")))
+                groups.update(_names(about.get("training_groups")))
         about = about.get("extractor")
+    seen = sum(name in images for name in dataset.names)
+    grouped = sum(group in groups for group in dataset.groups)
     if seen or grouped:
         what = "were in" if seen >= grouped else "are of patients or slides of"
         warnings.warn(
@@ -70,10 +73,9 @@ def _fits(own: Mapping[str, Any], described: Mapping[str, Any], *, but: Sequence
     return all(own.get(k) == v for k, v in described.items() if k not in but)
 
 
-def _shared(names: Sequence[str], learnt: object) -> int:
-    """How many of the names a list of a card holds."""
-    known = set(learnt) if isinstance(learnt, list) else set()
-    return sum(name in known for name in names)
+def _names(listed: object) -> list[str]:
+    """The names that a card lists."""
+    return listed if isinstance(listed, list) else []
 
 
 def claim_results(out: Path) -> None:
