@@ -96,6 +96,8 @@ def test_images_that_a_model_or_what_it_came_from_learnt_are_told(depth: int) ->
         card = {"dataset": {"name": "glas"}, "training_images": ["c"], "extractor": card}
     with pytest.warns(UserWarning, match="1 of the 2 images were in the model's training"):
         warn_of_training_images(card, data, named("b", "d"), part="x")
+    with pytest.warns(UserWarning, match=f"{1 + bool(depth)} of the 2 images"):
+        warn_of_training_images(card, data, named("b", "c"), part="x")
     with pytest.warns(UserWarning, match="1 of the 2 images"):  # the same images, other labels
         warn_of_training_images(card, {**data, "classes": "grades"}, named("b", "d"), part="x")
     with warnings.catch_warnings():
