@@ -49,6 +49,18 @@ def test_text_and_options(slide: Path) -> None:
     assert lines["format"].endswith("tiffslide")
 
 
+def test_a_dark_picture_still_tells_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((40, 60, 3), 15, np.uint8)).save(path)
+    result = CliRunner().invoke(cli, ["info", str(path), "--mpp", "0.5"])
+    assert result.exit_code == 0
+    assert "tissue     unknown" in result.output
+    assert "dark all over (at most 15 of 255)" in result.output
+    record = json.loads(CliRunner().invoke(cli, ["info", str(path), "--json"]).output)
+    assert record["tissue_fraction"] is None
+    assert len(record["warnings"]) == 2
+
+
 def test_unknown_mpp_still_tells_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.full((40, 60, 3), 250, np.uint8)).save(path)

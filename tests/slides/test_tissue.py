@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
@@ -221,6 +222,20 @@ def test_masks_of_any_kind_say_where_the_tissue_is(tmp_path: Path, kind: str) ->
     with open_slide(tmp_path / "slide.png", mpp=0.5) as slide:
         found = find_tissue(slide, path)
     assert np.array_equal(found.mask, wanted)
+
+
+def test_samples_of_12_bits_in_16_are_no_slide_without_tissue(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    pixels = rng.integers(1500, 4000, (300, 400, 3)).astype(np.uint16)
+    pixels[:2, :10] = 65535  # hot pixels
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    tifffile.imwrite(tmp_path / "b.tif", pixels * 16, photometric="rgb")
+    with open_slide(tmp_path / "a.tif", mpp=0.5) as slide:
+        with pytest.raises(SlideError, match=r"dark all over .* --tissue none"):
+            find_tissue(slide)
+        assert find_tissue(slide, "none").fraction == 1
+    with open_slide(tmp_path / "b.tif", mpp=0.5) as slide:
+        find_tissue(slide)
 
 
 def test_real_slides(shared_data: Path) -> None:

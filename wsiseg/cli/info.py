@@ -46,10 +46,19 @@ def command(slide: Path, mpp: float | None, backend: str, as_json: bool) -> None
 
 
 def _record(slide: Slide, hint: str | None) -> dict[str, Any]:
-    """Everything that is printed, ready for JSON; areas and mpp null where mpp is unknown."""
+    """Everything that is printed, ready for JSON; areas and mpp null where mpp is unknown, tissue
+    where it cannot be looked for."""
+    from wsiseg.errors import SlideError, SlideReadError
     from wsiseg.slides.tissue import find_tissue
 
-    tissue = find_tissue(slide, "auto")
+    notes = [hint] if hint else list(slide.warnings)
+    try:
+        tissue = find_tissue(slide, "auto")
+    except SlideReadError:
+        raise
+    except SlideError as e:
+        tissue = None
+        notes.append(str(e))
     levels = [
         {"size": list(size), "downsample": downsample}
         for size, downsample in zip(slide.level_sizes, slide.level_downsamples, strict=True)
@@ -66,10 +75,10 @@ def _record(slide: Slide, hint: str | None) -> dict[str, Any]:
         "objective_power": slide.objective_power,
         "levels": levels,
         "associated_images": {name: list(size) for name, size in slide.associated.items()},
-        "tissue_fraction": tissue.fraction,
-        "tissue_mm2": None if hint else tissue.area_mm2,
+        "tissue_fraction": tissue and tissue.fraction,
+        "tissue_mm2": None if hint or tissue is None else tissue.area_mm2,
         "quickhash": slide.quickhash,
-        "warnings": [hint] if hint else list(slide.warnings),
+        "warnings": notes,
     }
 
 
@@ -78,9 +87,10 @@ def _text(record: dict[str, Any]) -> str:
     width, height = record["size"]
     mpp, power, bounds = record["mpp"], record["objective_power"], record["bounds"]
     extent = f" ({width * mpp / 1000:.2f} x {height * mpp / 1000:.2f} mm)" if mpp else ""
-    area = record["tissue_mm2"]
-    tissue = f"{record['tissue_fraction']:.1%}"
-    tissue += "" if mpp else f" (as if at {_STAND_IN_MPP:g} um per pixel)"
+    area, share = record["tissue_mm2"], record["tissue_fraction"]
+    tissue = "unknown"
+    if share is not None:
+        tissue = f"{share:.1%}" + ("" if mpp else f" (as if at {_STAND_IN_MPP:g} um per pixel)")
     images = [f"{name} {w} x {h}" for name, (w, h) in record["associated_images"].items()]
     lines = [
         ("slide", record["path"]),

@@ -31,6 +31,8 @@ _CLOSE_UM = 16.0
 _MARGIN_UM = 12.0
 _SPECK_UM2 = 1_000.0
 _HOLE_UM2 = 50_000.0
+_DARK = 64
+"""No picture in bright light is darker than that all over."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def find_tissue(slide: Slide, mode: str | Path = "auto") -> TissueMask:
 
     Raises:
         SlideError: the mask file is missing, no image, of another shape than the slide, or black;
-            the slide is huge and has no reduced levels.
+            the slide is huge and has no reduced levels, or is dark all over.
         SlideReadError: the slide cannot be read.
     """
     mpp = max(slide.mpp, _DETECTION_MPP, max(slide.size) * slide.mpp / _DETECTION_MAX_PX)
@@ -111,7 +113,9 @@ def find_tissue(slide: Slide, mode: str | Path = "auto") -> TissueMask:
         return TissueMask(np.ones((grid.size.height, grid.size.width), bool), um2)
     if mode == "auto":
         _check_cost(slide, grid)
-        return TissueMask(detect(slide.read(grid.box, grid), mpp=grid.mpp), um2)
+        rgb = slide.read(grid.box, grid)
+        _check_light(slide, rgb)
+        return TissueMask(detect(rgb, mpp=grid.mpp), um2)
     return TissueMask(_from_file(Path(mode), slide.size), um2)
 
 
@@ -122,6 +126,17 @@ def _check_cost(slide: Slide, grid: Grid) -> None:
         raise SlideError(
             f"{slide.path}: {size.width} x {size.height} px without reduced levels; convert it to "
             "a pyramidal TIFF"
+        )
+
+
+def _check_light(slide: Slide, rgb: UInt8) -> None:
+    """Refuse fluorescence, and samples of 10 or 12 bits that were stored as 16."""
+    brightest = float(np.quantile(rgb.max(-1), 0.995)) if rgb.size else 255.0
+    if brightest < _DARK:
+        raise SlideError(
+            f"{slide.path}: is dark all over (at most {brightest:.0f} of 255), no slide in "
+            "brightfield; where it holds samples of 10 or 12 bits, convert it to 8-bit RGB; "
+            "--tissue none takes it as it is"
         )
 
 
