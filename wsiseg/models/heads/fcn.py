@@ -5,16 +5,18 @@ input channels and 6 classes settle widths and kernels). The maps are brought to
 window's resolution (64 x 64 a tile), bilinearly and tile by tile.
 
 The first convolution over the upsampled, concatenated maps would hold 1 GB a window. It is
-computed exactly, without that tensor: a 3x3 convolution is the sum of nine shifted 1x1
+computed exactly, without that tensor, map by map: a 3x3 convolution is the sum of nine shifted 1x1
 projections; a 1x1 projection commutes with bilinear upsampling; so each of the nine is done at
-the maps' native resolution, upsampled tile by tile, laid out, shifted with zero fill and added.
-Knows no extractor.
+the maps' native resolution. What is left, to upsample tile by tile, lay out, shift with zero fill
+and add, is linear along each axis: a product with a matrix, and another. Maps that need no
+upsampling are convolved as they are. Knows no extractor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -77,78 +79,62 @@ class FCN(Head):
         Returns:
             (B, widths[0], R * side, K * side), side = tile_px / 4.
         """
-        stacked = []
-        for numbers, _ in self.groups:
-            maps = [features[i] for i in numbers]
-            b, r, k = maps[0].shape[:3]
-            stacked.append(torch.cat([m.flatten(0, 2) for m in maps], dim=1))
-        weights = [
-            torch.cat([self.conv.weight[:, first:last] for first, last in runs], dim=1)
-            for _, runs in self.groups
-        ]
-        total = self._at_once(stacked, weights, (b, r, k))
-        if total is None:
-            total = self._place_by_place(stacked, weights, (b, r, k))
+        if kernels(self.conv.weight) is None:
+            parts = (self._resolution(features, *group) for group in self.groups)
+            total = reduce(_added, parts)
+        else:
+            total = self._at_once(features)
         assert self.conv.bias is not None
         return total + self.conv.bias.view(1, -1, 1, 1).to(total.dtype)
 
-    def _place_by_place(
-        self, stacked: Sequence[Tensor], weights: Sequence[Tensor], layout: tuple[int, int, int]
+    def _resolution(
+        self, features: Features, numbers: Sequence[int], runs: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """The sum over the nine kernel places of projections, upsampled, laid out and shifted."""
-        total: Tensor | None = None
-        for dy in range(3):
-            for dx in range(3):
-                places = [w[:, :, dy, dx, None, None].contiguous() for w in weights]
-                projected = self._project(stacked, places)
-                laid = lay_out(torch.unflatten(projected, 0, layout))
-                height, width = laid.shape[-2:]
-                padded = nnf.pad(laid, (1, 1, 1, 1))
-                part = padded[..., dy : dy + height, dx : dx + width]
-                total = part if total is None else total + part
-        assert total is not None
-        return total
+        """What the maps of one native resolution add to the first convolution."""
+        parts = (self._part(features[i], *run) for i, run in zip(numbers, runs, strict=True))
+        total = reduce(_added, parts)
+        return total if total.dim() == 4 else self._spread(total)
 
-    def _at_once(
-        self, stacked: Sequence[Tensor], weights: Sequence[Tensor], layout: tuple[int, int, int]
-    ) -> Tensor | None:
-        """The same in one pass a resolution, where there are kernels for it, else None.
+    def _part(self, maps: Tensor, first: int, last: int) -> Tensor:
+        """What one map adds: (B, widths[0], R * side, K * side), or where it is still to be spread
+        its projections for the nine places of the kernel, (B, R, K, 9 * widths[0], h, w)."""
+        weight = self.conv.weight[:, first:last].to(maps.dtype)
+        if maps.shape[-1] == self.side_px:
+            return nnf.conv2d(lay_out(maps), weight, padding=1)
+        places = weight.permute(2, 3, 0, 1).flatten(0, 2)
+        return torch.unflatten(places @ maps.flatten(4), 4, maps.shape[-2:])
 
-        Maps that need no upsampling are convolved as they are.
-        """
-        if kernels(stacked[0]) is None:
-            return None
-        b, r, k = layout
+    def _spread(self, projected: Tensor) -> Tensor:
+        """Upsample, lay out, shift and add the projections (B, R, K, 9 * widths[0], h, w)."""
+        b, r, k, _, h, w = projected.shape
+        parts = torch.unflatten(projected, 3, (3, 3, -1))
+        # to (B, widths[0], dy, R, h, dx, K, w)
+        rows = parts.permute(0, 5, 3, 1, 6, 4, 2, 7).reshape(b, -1, 3 * r * h, 3 * k * w)
+        across = upsampling(w, self.side_px, k, like=rows)
+        return upsampling(h, self.side_px, r, like=rows) @ (rows @ across.T)
+
+    def _at_once(self, features: Features) -> Tensor:
+        """The same in one pass a resolution, by kernels of our own."""
+        b, r, k = features[0].shape[:3]
         width, side = self.config.widths[0], self.side_px
         total: Tensor | None = None
         rest = []
-        for maps, weight in zip(stacked, weights, strict=True):
-            if maps.shape[-1] == side and total is None:
-                rows = torch.unflatten(maps.permute(0, 2, 3, 1), 0, layout)
+        for numbers, runs in self.groups:
+            maps = torch.cat([features[i].flatten(0, 2) for i in numbers], dim=1)
+            weight = torch.cat([self.conv.weight[:, first:last] for first, last in runs], dim=1)
+            if maps.shape[-1] == side:
+                rows = torch.unflatten(maps.permute(0, 2, 3, 1), 0, (b, r, k))
                 laid = rows.transpose(2, 3).reshape(b, r * side, k * side, -1).permute(0, 3, 1, 2)
                 total = channels_last(nnf.conv2d(laid, weight.to(maps.dtype), padding=1))
             else:
                 rest.append((maps, weight))
         if total is None:
-            zeros = stacked[0].new_zeros(b, r * side, k * side, width)
+            zeros = features[0].new_zeros(b, r * side, k * side, width)
             total = zeros.permute(0, 3, 1, 2)
         for maps, weight in rest:
             rows = maps.permute(0, 2, 3, 1).contiguous()
             places = weight.permute(2, 3, 0, 1).flatten(0, 2).to(maps.dtype)
             spread(nnf.linear(rows, places), total, tile_rows=r, tile_columns=k)
-        return total
-
-    def _project(self, stacked: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
-        """Sum of the upsampled 1x1 projections of one kernel place, a tile each."""
-        total: Tensor | None = None
-        for maps, kernel in zip(stacked, places, strict=True):
-            part = nnf.conv2d(maps, kernel.to(maps.dtype))
-            if part.shape[-1] != self.side_px:
-                part = nnf.interpolate(
-                    part, size=(self.side_px, self.side_px), mode="bilinear", align_corners=False
-                )
-            total = part if total is None else total + part
-        assert total is not None
         return total
 
     def _group_by_stride(self) -> list[tuple[list[int], list[tuple[int, int]]]]:
@@ -161,3 +147,27 @@ class FCN(Head):
             runs.append((start, start + spec.channels))
             start += spec.channels
         return list(groups.values())
+
+
+def upsampling(low: int, high: int, count: int, *, like: Tensor) -> Tensor:
+    """The matrix that upsamples `count` tiles bilinearly along an axis, each by itself, and adds
+    their parts for the three places of a kernel, shifted with zero fill.
+
+    Args:
+        low: pixels of a tile.
+        high: pixels that they become.
+        count: tiles along the axis.
+        like: gives type and device.
+
+    Returns:
+        (count * high, 3 * count * low).
+    """
+    lines = nnf.interpolate(torch.eye(low)[None], size=high, mode="linear", align_corners=False)
+    laid = torch.block_diag(*[lines[0].T] * count)  # type: ignore[no-untyped-call]
+    padded = nnf.pad(laid, (0, 0, 1, 1))
+    return torch.cat([padded[place : place + len(laid)] for place in range(3)], dim=1).to(like)
+
+
+def _added(total: Tensor, part: Tensor) -> Tensor:
+    """Their sum, in the memory of the first where no gradient needs it."""
+    return total + part if torch.is_grad_enabled() else total.add_(part)
