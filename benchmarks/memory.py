@@ -7,8 +7,8 @@ block repeated. The model is a 1x1 convolution of mean colours with six classes,
 patches of 16 um at least (single pixels would be millions of polygons); its tiles also carry as
 much memory in features as those of the full-size network (--feature-mib), as it is features and
 sums that fill memory. What counts is the resident memory at its peak less that of the process once
-model and slide are open. Labels are compared with the model applied to the tiles on the first
-rows of the slide.
+model and slide are open. Labels are compared with the model applied to the tiles of five strips,
+from the top left corner to the bottom right.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ PATCH_PX = 32
 NARROW_PX = 50_000
 LIMITS_MIB = (1536.0, 2560.0)
 """The most for slides up to NARROW_PX wide, and for wider ones up to twice that."""
+STRIPS, STRIP_BLOCKS = 5, 3
+"""Where labels are compared: strips over the slide, and the painted blocks along each."""
 MAX_CHANGE = 0.05
 """How much a slide twice as high may change the memory."""
 
@@ -87,28 +89,42 @@ def warm_up(slide: Slide, segmenter: Segmenter) -> None:
 def wrong_labels(
     canvas: Canvas, slide: Slide, segmenter: Segmenter, tissue: TissueMask
 ) -> tuple[int, int]:
-    """Labels of the first rows that are not those of the model, and how many were looked at.
+    """Labels that are not those of the model, and how many were looked at, see `strips`.
 
-    Where there is no tissue the label must be 0. The last window of a row, which may begin between
-    two tiles, is left out.
+    Where there is no tissue the label must be 0.
     """
     engine = Engine(segmenter, precision="fp32")
     grid, side = canvas.grid, segmenter.info.tile_px
-    first = max(side, (grid.size.width - segmenter.info.window_px) // side * side)
-    rows = Box(0, 0, min(first, 6 * BLOCK_PX), side).intersection(grid.box)
-    inside = Within(tissue, rows)
     wrong = compared = 0
-    for x in range(0, rows.width, side):
-        box = Box(x, 0, side, side).intersection(rows)
-        tile = slide.read(Box(x, 0, side, side), grid)
-        features = engine.encode([tile], [Point(x, 0)])
-        values = engine.classify(tuple(m[:, None, None] for m in features), [Point(x, 0)])[0]
-        labels, seen = canvas.labels(box), inside.region(box, grid)
-        wrong += int((labels[~seen] != 0).sum()) + int((labels[seen] == 0).sum())
-        probabilities = values.numpy()[:, : box.height, : box.width]
-        wrong += unlike(labels[seen][None], probabilities[:, seen][:, None])
-        compared += int(seen.sum())
+    for strip in strips(grid.size, side, segmenter.info.window_px):
+        inside = Within(tissue, strip)
+        for x in range(0, strip.width, side):
+            place = Point(strip.x + x, strip.y)
+            box = Box(*place, side, side).intersection(strip)
+            tile = slide.read(Box(*place, side, side), grid)
+            features = engine.encode([tile], [place])
+            values = engine.classify(tuple(m[:, None, None] for m in features), [place])[0]
+            labels, seen = canvas.labels(box), inside.region(box, grid)
+            wrong += int((labels[~seen] != 0).sum()) + int((labels[seen] == 0).sum())
+            probabilities = values.numpy()[:, : box.height, : box.width]
+            wrong += unlike(labels[seen][None], probabilities[:, seen][:, None])
+            compared += int(seen.sum())
     return wrong, compared
+
+
+def strips(size: Size, side: int, window: int) -> list[Box]:
+    """Strips one tile high, from the top left corner of a slide to the bottom right.
+
+    The last windows of rows and columns, which may begin between two tiles, are left out.
+    """
+    right = max(side, (size.width - window) // side * side)
+    bottom = max(side, (size.height - window) // side * side)
+    width, found = min(right, STRIP_BLOCKS * BLOCK_PX), []
+    for k in range(STRIPS):
+        x = (right - width) * k // (STRIPS - 1) // side * side
+        y = (bottom - side) * k // (STRIPS - 1) // side * side
+        found.append(Box(x, y, width, side).intersection(Box(0, 0, *size)))
+    return found
 
 
 def judge(row: Row, size: Size, found: dict[str, Any]) -> float:

@@ -4,10 +4,10 @@
 
 The labels are six classes in ragged patches. Where these are everywhere, the area of each class
 must be its pixels, to the pixel, before anything is simplified. On a part (--part, as checking
-coverages is slow) the file must be the same byte for byte for several heights of the bands, and
-its polygons must be a valid coverage after simplification. The cost is that of tracing and
-simplifying a slide with tissue on about 30 %, the memory that of writing its whole file in a
-process of its own.
+coverages is slow) the file must be the same byte for byte for several heights of the bands, the
+regions those of narrower strips, and the polygons a valid coverage after simplification. The cost
+is that of tracing and simplifying a slide (--size) with tissue on about 30 %, the memory that of
+writing its whole file in a process of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from wsiseg.outputs.polygons import trace
 
 MAX_SECONDS, MAX_MIB = 0.035, 1300.0
 BANDS_PX = (512, 200, 2048)
+STRIPS_PX = (512, 200)
 EVERYTHING: dict[str, Any] = {"min_area_um2": 0.0, "all_classes": True, "max_vertices": 10**9}
 TOLERANCE_UM = 1.0
 
@@ -51,6 +52,16 @@ def files(canvas: Canvas, folder: Path) -> list[bytes]:
         write_geojson(path, canvas, PolygonOptions(band_px=band, **EVERYTHING))
         texts.append(path.read_bytes())
     return texts
+
+
+def same_in_strips(canvas: Canvas) -> bool:
+    """Whether narrower strips give the same regions as one strip of the whole width."""
+    whole = trace(canvas, strip_px=canvas.grid.size.width)
+    parts = [trace(canvas, strip_px=width) for width in STRIPS_PX]
+    return all(
+        len(part) == len(whole) and bool(shapely.equals_exact(part.polygons, whole.polygons).all())
+        for part in parts
+    )
 
 
 def is_coverage(text: bytes) -> bool:
@@ -88,12 +99,15 @@ def check(row: Row, canvas: Canvas, part: Canvas, folder: Path) -> None:
     texts = files(part, folder)
     bands = ", ".join(map(str, BANDS_PX))
     row.equal(f"{part.grid.size.width} px: bands of {bands} px", len(set(texts)) == 1)
+    strips = ", ".join(map(str, STRIPS_PX))
+    row.equal(f"{part.grid.size.width} px: strips of {strips} px", same_in_strips(part))
     row.equal(f"{part.grid.size.width} px: a valid coverage when simplified", is_coverage(texts[0]))
 
 
 @click.command(help=__doc__.splitlines()[0])
 @row_options
 @click.option("--side", default=8192, show_default=True, help="Side of the labels in pixels.")
+@click.option("--size", type=int, nargs=2, help="Of the slide to measure; default: a square.")
 @click.option("--part", default=2048, show_default=True, help="Side of the part to check.")
 def main(**words: Any) -> None:
     """Check, then measure."""
@@ -105,13 +119,15 @@ def main(**words: Any) -> None:
         canvas = fill_canvas(folder / "canvas", Size(side, side), block)
         check(row, canvas, fill_canvas(folder / "part", Size(part, part), block), folder)
         tissue = sparse_labels(len(block))
-        sparse = fill_canvas(folder / "sparse", Size(side, side), tissue)
+        size = Size(*(words["size"] or (side, side)))
+        sparse = fill_canvas(folder / "sparse", size, tissue)
         found = in_child(cost, str(sparse.path), str(folder / "all.geojson"))
-    megapixels = side * side / 1e6
+    megapixels = size.width * size.height / 1e6
     seconds = (found["trace"] + found["simplify"]) / megapixels
     row.judge("CPU seconds per Mpx, traced and simplified", seconds, "<=", MAX_SECONDS)
     row.judge("peak memory, MiB", found["mib"], "<=", MAX_MIB)
     row.note(
+        size_px=list(size),
         tissue_share=float((tissue > 0).mean()),
         polygons=found["polygons"],
         vertices=found["vertices"],

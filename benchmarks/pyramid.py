@@ -54,6 +54,8 @@ def levels_equal(mask_path: Path, canvas: Canvas) -> bool:
                 return False
             rows = max(ROWS_PX, step)
             pixels = level.asarray()
+            if k and not np.array_equal(tifffile.imread(mask_path, key=k), pixels):
+                return False  # the pages for readers that know no SubIFDs
             for y in range(0, height, rows):
                 labels = canvas.labels(Box(0, y, width, min(rows, height - y)))
                 part = labels[::step, ::step]

@@ -48,10 +48,12 @@ COMMANDS = {
     ),
     "openvino": Command("runtimes.py", "--repeats 1", "--model glas-small"),
     "memory": Command(
-        "memory.py", "--size 5120 5120 --size 5120 10240", "--size 50000 12500 --size 50000 25000"
+        "memory.py",
+        "--size 5120 5120 --size 5120 10240",
+        "--size 20000 20000 --size 50000 12500 --size 50000 25000",
     ),
     "pyramid": Command("pyramid.py", "--size 16384 8192 --block 2048", ""),
-    "polygons": Command("polygons.py", "--side 4096 --part 1024", ""),
+    "polygons": Command("polygons.py", "--side 4096 --part 1024", "--size 50000 40000"),
 }
 HEAD = ("row", "equal", "quantity", "target", "measured", "verdict")
 
@@ -89,7 +91,8 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     if not result["equal"]:
         return [[result["row"], "NO", result["compared"][-1], "equal", "not equal", "missed"]]
     if not result["judged"]:
-        return [[result["row"], "yes", "not judged at this size", "", "", ""]]
+        compared = "yes" if result["compared"] else "-"
+        return [[result["row"], compared, "not judged at this size", "", "", ""]]
     return [
         [
             result["row"],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -142,6 +143,8 @@ def test_head(checkpoint: Path, tmp_path: Path) -> None:
     channels, side = sum(c for c, _ in shapes), 96 // 4
     plain = 2 * 9 * side * side * channels * 16
     rewritten = sum(2 * 9 * n * n * c * 16 for c, n in shapes)
+    for n in {n for _, n in shapes if n != side}:  # upsampled along one axis, then the other
+        rewritten += 2 * 16 * 3 * n * side * (3 * n + side)
     assert flops["measured"] == pytest.approx(plain / rewritten)
     assert found["numbers"]["plain, GFLOP"] == pytest.approx(plain / 1e9)
     largest = found["numbers"]["plain, largest tensor in MiB"]
@@ -183,8 +186,12 @@ def test_ratio_of_tiles(tiles: int, stride: int) -> None:
     grid = Grid.at_mpp(Size(tiles * side, tiles * side), 0.5, 0.5)
     layout = plan(grid, None, window_px=3 * side, tile_px=side, overlap_px=(3 - stride) * side)
     assert len(layout.tiles) == tiles**2
-    expected = layout.window_tiles.size / tiles**2
-    assert module("literal").tiles_ratio(tiles, stride) == pytest.approx(expected)
+    windows, brought = len(layout.window_tiles), module("literal").brought
+    size = {"tiles": tiles, "stride": stride}
+    of_windows, of_tiles = (brought(1.0, *parts, **size) for parts in ((0.0, 1.0), (1.0, 0.0)))
+    assert of_windows == 1  # all is for windows: the ratio stays
+    whole = {2: 144, 1: 484}[stride]
+    assert of_tiles == pytest.approx(whole / windows / (24**2 / tiles**2))
 
 
 def test_labels_that_are_not_those_of_the_plain_pipeline_end_with_1(
@@ -247,22 +254,27 @@ def test_a_peer_that_cannot_run_is_one_line(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\necho no such library >&2\nexit 3\n")
     script.chmod(0o755)
     with pytest.raises(overhead.UsageError, match="the run failed \\(no such library\\)"):
-        overhead.measure_peer(None, str(script), tmp_path / "slide.tif", model, 1.0)
+        overhead.measure_peer(None, str(script), tmp_path / "slide.tif", model, 1.0, None)
 
 
-def test_a_peer_is_judged_by_its_pipeline_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", [0, 30])
+def test_a_peer_is_judged_by_its_pipeline_alone(tmp_path: Path, wrong: int) -> None:
     overhead, timing = module("overhead"), module("timing")
     model = module("stand_ins").trivial_model(window_px=96, tile_px=32)
     found = {"version": "2", "cpu": 9.0, "model_cpu": 1.0, "megapixels": 4.0, "peak_mib": 1.0}
     script = tmp_path / "python"
-    script.write_text(f"#!/bin/sh\necho words\necho '{json.dumps(found)}'\n")
+    labels = np.arange(6, dtype=np.uint8).repeat(20)
+    np.save(tmp_path / "theirs.npy", (labels + (np.arange(120) < wrong)) % 6)
+    copy = f"cp {tmp_path}/theirs.npy $4.npy"
+    script.write_text(f"#!/bin/sh\n{copy}\necho words\necho '{json.dumps(found)}'\n")
     script.chmod(0o755)
     report = tmp_path / "row.json"
     row = timing.Row("overhead", json_path=report, check=False)
-    overhead.measure_peer(row, str(script), tmp_path / "slide.tif", model, 0.5)
-    row.finish()
-    (judged,) = numbers(report)["judged"]
-    assert (judged["measured"], judged["met"]) == (4.0, False)
+    with pytest.raises(SystemExit) if wrong else nullcontext():
+        overhead.measure_peer(row, str(script), tmp_path / "slide.tif", model, 0.5, labels + 1)
+        row.finish()
+    judged = [(j["measured"], j["met"]) for j in numbers(report)["judged"]]
+    assert judged == ([] if wrong else [(4.0, False)])
 
 
 def test_memory(tmp_path: Path, folder_on_path: None) -> None:

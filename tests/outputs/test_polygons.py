@@ -108,14 +108,15 @@ def test_the_size_of_the_pieces_changes_nothing(
     whole = trace(canvas, band_px=1000, min_area_px=min_area_px)
     for band_px in (1, 2, 7, 16, 45, 46):
         assert same(trace(canvas, band_px=band_px, min_area_px=min_area_px), whole)
-    for strip_px in (1, 2, 13, 19, 37, 38):
-        for band_px in (1, 17, 16, 1000):
-            pieces = {"band_px": band_px, "strip_px": strip_px}
-            assert same(trace(canvas, **pieces, min_area_px=min_area_px), whole)
+    for strip_px, band_px in ((1, 17), (2, 16), (13, 1), (19, 17), (19, 16), (37, 1000), (38, 1)):
+        pieces = {"band_px": band_px, "strip_px": strip_px}
+        assert same(trace(canvas, **pieces, min_area_px=min_area_px), whole)
     for labels in images():
         canvas = make_canvas(labels, chunk_px=8)
         whole = trace(canvas, band_px=1000, min_area_px=min_area_px)
-        assert same(trace(canvas, band_px=4, strip_px=3, min_area_px=min_area_px), whole)
+        for piece in ((4, 3), (1, 1)) if labels.size < 100 else ((4, 3),):
+            pieces = {"band_px": piece[0], "strip_px": piece[1]}
+            assert same(trace(canvas, **pieces, min_area_px=min_area_px), whole)
 
 
 def test_rasterised_again_they_are_the_mask(make_canvas: MakeCanvas) -> None:
