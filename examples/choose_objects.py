@@ -30,8 +30,8 @@ from wsiseg.training.objects import object_scores, pool
 from wsiseg.training.sliding import Prediction
 
 GRID = {
-    "border_threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
-    "min_core_um2": (0.0, 100.0, 200.0, 400.0, 800.0),
+    "border_threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "min_core_um2": (0.0, 100.0, 200.0, 400.0, 800.0, 1600.0),
     "min_area_um2": (0.0, 200.0, 400.0, 800.0, 1600.0),
     "max_hole_um2": (0.0, 500.0, 2000.0, 8000.0),
     "cut_share": (0.25, 0.5, 1.0),

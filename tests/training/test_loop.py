@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,36 @@ def test_learning_rate_rises_and_falls_on_a_cosine() -> None:
     assert rates[60] == pytest.approx(2.0 * (0.01 + 0.99 / 2))
     assert rates[110] == pytest.approx(0.02)
     assert learning_rate(LoopConfig(steps=5, warmup_steps=0, learning_rate=1.0), 0) == 1.0
+
+
+def test_a_run_ends_when_its_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Slow(Line):
+        def after_step(self, step: int) -> None:
+            super().after_step(step)
+            now[0] += 6.0
+            if step == stop_at:
+                raise KeyboardInterrupt
+
+    config = LoopConfig(
+        steps=10**6, minutes=1.0, warmup_steps=0, log_every=1, save_every=1, learning_rate=1.0
+    )
+    stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(Slow(), endless(), config, run=tmp_path, seed=0)
+    now[0] += 1000.0  # the machine was away
+    stop_at = -1
+    state = resume_step(tmp_path / "state.pt")
+    assert state[0] == 4
+    task = Slow()
+    run_loop(task, endless(), config, run=tmp_path, seed=0, state=state)
+    assert task.steps == [4, 5, 6, 7, 8, 9]  # ten steps of six seconds
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    expected = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * k / 10)) for k in range(10)]
+    assert [float(r["learning_rate"]) for r in rows] == pytest.approx(expected)
+    assert resume_step(tmp_path / "state.pt")[0] == config.steps  # complete
 
 
 def test_a_resumed_run_logs_each_step_once(tmp_path: Path) -> None:

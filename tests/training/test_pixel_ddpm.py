@@ -206,8 +206,8 @@ def test_a_resumed_run_is_the_uninterrupted_run(
     whole = pretrain("ddpm", made, data=folder, out=tmp_path / "whole")
     save = loop._save
 
-    def stop(path: Path, task: Any, optimiser: Any, done: int) -> None:
-        save(path, task, optimiser, done)
+    def stop(path: Path, task: Any, optimiser: Any, done: int, seconds: float) -> None:
+        save(path, task, optimiser, done, seconds)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -129,8 +129,8 @@ def stop_after(step: int, stage: Any, config: PretrainConfig, data: Path, out: P
 
     save = loop._save
 
-    def stop(path: Path, task: Any, optimiser: Any, done: int) -> None:
-        save(path, task, optimiser, done)
+    def stop(path: Path, task: Any, optimiser: Any, done: int, seconds: float) -> None:
+        save(path, task, optimiser, done, seconds)
         if done == step:
             raise KeyboardInterrupt
 
@@ -205,8 +205,8 @@ def test_training_resumes_exactly(glands: Path, pretrained: Path, tmp_path: Path
 
     save = loop._save
 
-    def stop(path: Path, task: Any, optimiser: Any, done: int) -> None:
-        save(path, task, optimiser, done)
+    def stop(path: Path, task: Any, optimiser: Any, done: int, seconds: float) -> None:
+        save(path, task, optimiser, done, seconds)
         raise KeyboardInterrupt
 
     loop._save = stop

@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from wsiseg.config import from_mapping, load_yaml
-from wsiseg.errors import CheckpointError, ConfigError
+from wsiseg.errors import CheckpointError, ConfigError, UsageError
+from wsiseg.geometry import Size
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig, PathSegDiffExtractor
 from wsiseg.models.extractors.vit import ViT
+from wsiseg.slides.phantom import write_phantom
 from wsiseg.training import loop
 from wsiseg.training.pretrain import PretrainConfig, pretrain
 from wsiseg.training.pretrain_config import pretrain_config
@@ -144,8 +146,8 @@ def test_neighbours_are_pictured_beside_their_query(tissue: Path, run: Path) -> 
     config = made()
     pools = load_pools(config.sources, tissue, mpp=1.0, validation_share=0.25)
     assert pools.held_out is not None
-    queries = [f.centre(32).astype(int) for f, _ in pools.held_out.some(300)]
-    bank = [f.centre(32).astype(int) for f, _ in pools.training.some(1000)]
+    queries = [v.file.view(32).astype(int) for v in pools.held_out.views(300)]
+    bank = [v.file.view(32).astype(int) for v in pools.training.views(1000)]
     for row, query in enumerate(queries):
         strip = sheet[row * 36 : row * 36 + 32]
         assert np.array_equal(strip[:, :32], query)
@@ -162,11 +164,60 @@ def test_without_labels_or_held_out_images(tissue: Path, tmp_path: Path) -> None
     assert not any("knn" in name for name in found)
 
 
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    """Two slides, and one that is none."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name, seed in (("a", 1), ("c", 2)):
+        write_phantom(folder / f"{name}.tiff", Size(1536, 1024), mpp=0.5, seed=seed)
+    (folder / "b.tiff").write_text("no slide")
+    return folder
+
+
+def test_one_held_out_slide_is_measured_in_many_places(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsiseg.training.pretrain_report.BANK", 60)
+    monkeypatch.setattr("wsiseg.training.pretrain_report.QUERIES", 20)
+    config = made(sources=[{"path": "*.tiff"}], validation_share=0.5)
+    with pytest.warns(UserWarning, match=r"b\.tiff: not a slide or image .* it is left out"):
+        pretrain("encoder", config, data=slides, out=tmp_path)
+    found = report(tmp_path, "encoder")
+    assert found["held_out_images"] == 1
+    assert found["spread"] > 0.01
+    assert found["random_spread"] > 0.01
+    assert 1.1 < found["effective_rank"] <= 16
+    with Image.open(tmp_path / "encoder" / "neighbours.png") as file:
+        assert file.size == (8 * 32 + 7 * 4, 8 * 32 + 7 * 4)
+    with pytest.warns(UserWarning, match="it is left out"):
+        pretrain("encoder", config, data=slides, out=tmp_path, resume=True)
+    assert report(tmp_path, "encoder") == found
+
+
+def test_a_run_goes_on_with_its_slides_only(slides: Path, tmp_path: Path) -> None:
+    config = made(sources=[{"path": "*.tiff"}], validation_share=0.5)
+    with pytest.warns(UserWarning, match="it is left out"):
+        pretrain("autoencoder", config, data=slides, out=tmp_path)
+    (slides / "b.tiff").unlink()
+    pretrain("autoencoder", config, data=slides, out=tmp_path, resume=True)
+    (slides / "b.tiff").symlink_to(slides / "a.tiff")
+    with pytest.raises(UsageError, match=r"was started without b\.tiff; take it away, or use anot"):
+        pretrain("autoencoder", config, data=slides, out=tmp_path, resume=True)
+    (slides / "b.tiff").unlink()
+    (slides / "c.tiff").write_bytes(b"gone bad")
+    with (
+        pytest.warns(UserWarning, match=r"c\.tiff: .* it is left out"),
+        pytest.raises(UsageError, match=r"was started with c\.tiff, which is not there or cannot"),
+    ):
+        pretrain("autoencoder", config, data=slides, out=tmp_path, resume=True)
+
+
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     save = loop._save
 
-    def stop(path: Path, task: Any, optimiser: Any, done: int) -> None:
-        save(path, task, optimiser, done)
+    def stop(path: Path, task: Any, optimiser: Any, done: int, seconds: float) -> None:
+        save(path, task, optimiser, done, seconds)
         if done == step:
             raise KeyboardInterrupt
 

@@ -118,8 +118,8 @@ def interrupt(run: TrainConfig, out: Path, *, after: int) -> None:
     """Leave what a kill after step `after` would leave."""
     save = loop._save
 
-    def stop(path: Path, task: Any, optimiser: Any, step: int) -> None:
-        save(path, task, optimiser, step)
+    def stop(path: Path, task: Any, optimiser: Any, step: int, seconds: float) -> None:
+        save(path, task, optimiser, step, seconds)
         if step == after:
             raise KeyboardInterrupt
 

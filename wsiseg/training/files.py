@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import pickle
 import time
 from collections.abc import Mapping
@@ -86,14 +87,14 @@ class RunLog:
             self.events.scalars("validation", row)
             print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
 
-    def write(self, step: int, total: int, rate: float) -> None:
-        """Write the means of the losses since the last line."""
+    def write(self, step: int, total: int, rate: float, *, most_s: float = math.inf) -> None:
+        """Write the means of the losses since the last line; at most `most_s` seconds are left."""
         seconds = time.monotonic() - self.since
         means = {name: value / self.count for name, value in self.sums.items()}
         row = {"step": step, "learning_rate": rate, "seconds": seconds, **means}
         append_row(self.path, row)
         self.events.scalars("training", row)
-        left = seconds / self.count * (total - step) / 60
+        left = min(seconds / self.count * (total - step), most_s) / 60
         text = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
         print(f"step {step}/{total}  {text}  {left:.0f} min left", flush=True)
         self.sums, self.count, self.since = {}, 0, time.monotonic()

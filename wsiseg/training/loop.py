@@ -1,7 +1,7 @@
 """One optimisation loop with warm-up, cosine decay, logs, checkpoints and exact resume.
 
 Knows a task only through its losses. Every step's randomness comes from (seed, step), so a
-resumed run is the run that was not interrupted.
+resumed run is the run that was not interrupted, unless its schedule goes by the clock.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from wsiseg.atomic import staged
 from wsiseg.config import difference, from_mapping, to_mapping
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
+from wsiseg.training.clock import Clock
 from wsiseg.training.curves import draw_curves
 from wsiseg.training.files import RunLog, read_state
 from wsiseg.training.processes import Processes
@@ -33,6 +34,9 @@ class LoopConfig:
 
     steps: int = 1000
     """Optimiser steps in all."""
+    minutes: float = 0.0
+    """Time after which the run ends, whatever `steps` says; the decay then goes by the share of
+    the time that is gone, where that is more than the share of the steps. 0 = no limit."""
     batch_size: int = 32
     """Crops a step."""
     learning_rate: float = 1e-4
@@ -60,7 +64,7 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} {getattr(self, name)}: must be at least 1")
-        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+        for name in ("minutes", "weight_decay", "warmup_steps", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"loop.{name} {getattr(self, name)}: must not be negative")
         if not self.learning_rate > 0:
@@ -143,14 +147,15 @@ def _other_key(record: Path, config: Any) -> str:
     return difference(held, config)
 
 
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """Linear warm-up, then the peak, or cosine from the peak to 1% of it."""
+def learning_rate(config: LoopConfig, step: int, gone: float = 0.0) -> float:
+    """Linear warm-up, then the peak, or cosine from the peak to 1% of it; `gone` is the share of
+    the time that is gone, where there is a limit."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
     span = max(1, config.steps - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / span)
+    progress = min(1.0, max(gone, (step - config.warmup_steps) / span))
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -209,9 +214,10 @@ def run_loop(
             group["rate"] = own["rate"]  # states of older versions lack it
     processes = Processes()
     device = next(task.module.parameters()).device
+    clock = Clock(config.minutes, saved.get("seconds", 0.0) if saved else 0.0)
     with RunLog(run, first) if processes.first else nullcontext() as log:
         for step in range(first, config.steps):
-            rate = learning_rate(config, step)
+            rate = learning_rate(config, step, processes.value(clock.share, device))
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["rate"]
             values = _gradients(task, batches, config, step, (seed, processes.index))
@@ -220,15 +226,16 @@ def run_loop(
             _check_finite(float(norm), "gradient", step)
             optimiser.step()
             outcome = task.after_step(step) or Outcome({})
-            early = processes.agree(outcome.stop, device)
+            early = processes.agree(outcome.stop or clock.left_s == 0, device)
             last = early or step + 1 == config.steps
             if log is not None:
                 log.add(values)
                 log.validation(step + 1, outcome.measured)
                 if last or (step + 1) % config.log_every == 0:
-                    log.write(step + 1, config.steps, rate)
+                    log.write(step + 1, config.steps, rate, most_s=clock.left_s)
                 if last or (step + 1) % config.save_every == 0:  # ended early: complete
-                    _save(run / "state.pt", task, optimiser, config.steps if early else step + 1)
+                    done = config.steps if early else step + 1
+                    _save(run / "state.pt", task, optimiser, done, clock.spent_s)
                     if last or step + 1 >= config.log_every:  # something was logged
                         draw_curves(run)
             if early:
@@ -280,9 +287,12 @@ def _check_finite(value: float, what: str, step: int) -> None:
         )
 
 
-def _save(path: Path, task: Task, optimiser: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    path: Path, task: Task, optimiser: torch.optim.Optimizer, step: int, seconds: float
+) -> None:
     state = {
         "step": step,
+        "seconds": seconds,
         "module": task.module.state_dict(),
         "optimiser": optimiser.state_dict(),
     }

@@ -8,7 +8,6 @@ but the encoder's report.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -47,7 +46,7 @@ from wsiseg.training.pretrain_report import (
     write_report,
 )
 from wsiseg.training.processes import Processes
-from wsiseg.training.tiles import Pools, load_pools
+from wsiseg.training.tiles import Pools, load_pools, other_files
 
 __all__ = ["PixelPretrainConfig", "PretrainConfig", "pretrain"]
 
@@ -79,7 +78,7 @@ def pretrain(
         UsageError: the configuration has no such stage; the stage was run already and `resume` is
             off, or its configuration or files differ; a batch that the processes cannot share; the
             device is not there.
-        DatasetError: a source matches no file.
+        DatasetError: a source matches no file, or none that can be used.
         CheckpointError: an earlier stage is missing or damaged.
         ModelError: the loss is no longer finite.
         OutputError: the run folder cannot be written.
@@ -101,13 +100,15 @@ def pretrain(
         seed=config.seed,
         memory_gb=config.memory_gb,
     )
-    run = _Run(stage, config, pools, part, out, target)
-    if processes.first:
-        _claim_files(out / stage, pools, data)
-        counts = f"{len(pools.training)} images, {pools.held_out_images} held out"
-        print(f"{stage}: {counts}, {part.loop.steps} steps", flush=True)
     try:
-        return _STAGES[stage](run)
+        if processes.first:
+            _claim_files(out / stage, pools, data)
+        processes.wait()
+        _check_files(out / stage, pools, data)
+        if processes.first:
+            counts = f"{len(pools.training)} images, {pools.held_out_images} held out"
+            print(f"{stage}: {counts}, {part.loop.steps} steps", flush=True)
+        return _STAGES[stage](_Run(stage, config, pools, part, out, target))
     finally:
         pools.slides.close()
 
@@ -248,17 +249,24 @@ def _claim_files(run: Path, pools: Pools, data: Path) -> None:
     Raises:
         UsageError: the folder holds a run with other files, or of a version that kept none.
     """
-    sides = {"training": pools.training, "held out": pools.held_out}
-    text = json.dumps({k: [] if pool is None else pool.names(data) for k, pool in sides.items()})
     record = run / "files.json"
-    begun = (run / "state.pt").exists()
-    if begun and (not record.exists() or record.read_text() != text):
-        raise UsageError(
-            f"{run}: was started with other files, or by another version of wsiseg; use another "
-            "--out"
-        )
+    if (run / "state.pt").exists():
+        if not record.exists():
+            raise UsageError(f"{run}: was started by another version of wsiseg; use another --out")
+        _check_files(run, pools, data)
     with staged(record) as (temporary,):
-        temporary.write_text(text)
+        temporary.write_text(pools.record(data))
+
+
+def _check_files(run: Path, pools: Pools, data: Path) -> None:
+    """Refuse other files than those that are kept, as where one process cannot use one of them.
+
+    Raises:
+        UsageError: names one of them.
+    """
+    record = run / "files.json"
+    if record.exists() and (other := other_files(record.read_text(), pools.record(data))):
+        raise UsageError(f"{run}: was started {other} use another --out")
 
 
 def _write_extractor(

@@ -24,13 +24,14 @@ from wsiseg.training.image_quality import WINDOW_PX, psnr, ssim
 from wsiseg.training.knn import effective_rank, knn_classes, neighbours, spread
 from wsiseg.training.latent import DenoiserTask, denoising_error, sample_like
 from wsiseg.training.pixel_ddpm import PixelDDPMTask, sample, save_estimates, timestep_errors
-from wsiseg.training.tile_files import TissueFile
-from wsiseg.training.tiles import Pools, TilePool
+from wsiseg.training.tile_pool import TilePool, View
+from wsiseg.training.tiles import Pools
 
 CROPS = 32
 """Crops that first stage and denoisers are measured on, at least."""
 BANK, QUERIES = 1000, 300
-"""Training and held-out images, one crop each, that the encoder is measured on at most."""
+"""Training and held-out crops that the encoder is measured on at most: one of an image, several of
+a slide, always the same."""
 SHOWN = 8
 """Columns of a picture; rows of that of the neighbours, which has as many columns."""
 SAMPLED = 4
@@ -81,7 +82,7 @@ def write_report(folder: Path, report: Mapping[str, float]) -> None:
 
 
 def report_encoder(encoder: ViT, measured: Measured, folder: Path) -> dict[str, float]:
-    """Numbers of an encoder and neighbours.png: a row a held-out image, then its neighbours.
+    """Numbers of an encoder and neighbours.png: a row a held-out crop, then its neighbours.
 
     Returns:
         `spread` and `effective_rank` of the held-out vectors; where at least two labels are among
@@ -89,44 +90,40 @@ def report_encoder(encoder: ViT, measured: Measured, folder: Path) -> dict[str, 
         `majority`, the share of the most frequent label. Each but the last also with `random_`:
         of the same network before training.
     """
-    bank, queries = (p.some(n) for p, n in _sides(measured.pools))
     report = measured.count()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(measured.seed)
         untrained = ViT(encoder.config).to(measured.device).eval()
     held_out = measured.pools.held_out is not None  # else every image is its own neighbour
-    for prefix, network in (("", encoder), ("random_", untrained)):
-        known = _vectors(network, [f for f, _ in bank], measured)
-        asked = _vectors(network, [f for f, _ in queries], measured)
+    (bank, knowns), (queries, askeds) = (
+        _vectors((encoder, untrained), pool, most, measured)
+        for pool, most in ((measured.pools.training, BANK), (measured.pools.measured, QUERIES))
+    )
+    for prefix, known, asked in zip(("", "random_"), knowns, askeds, strict=True):
         report[prefix + "spread"] = spread(asked)
         report[prefix + "effective_rank"] = effective_rank(asked)
-        labels = [x for _, x in bank], [x for _, x in queries]
+        labels = [v.label for v in bank], [v.label for v in queries]
         for name, value in (_accuracy(known, asked, *labels) if held_out else {}).items():
             report[name if name == "majority" else prefix + name] = value
-        if network is encoder:
-            _picture_neighbours(
-                folder / "neighbours.png", (bank, known), (queries, asked), measured
-            )
+    sides = (bank, knowns[0]), (queries, askeds[0])
+    _picture_neighbours(folder / "neighbours.png", *sides, measured)
     return report
 
 
-def _sides(pools: Pools) -> tuple[tuple[TilePool, int], tuple[TilePool, int]]:
-    return (pools.training, BANK), (pools.measured, QUERIES)
-
-
-def _vectors(encoder: ViT, files: Sequence[TissueFile], measured: Measured) -> Tensor:
-    """(files, dim) float32 vectors of the files' middle crops, on the CPU."""
-    found = []
+def _vectors(
+    networks: Sequence[ViT], pool: TilePool, most: int, measured: Measured
+) -> tuple[list[View], list[Tensor]]:
+    """At most `most` views of a pool, without those that cannot be read, and of each network their
+    (views, dim) float32 vectors, on the CPU."""
+    views: list[View] = []
+    found: list[list[Tensor]] = [[] for _ in networks]
     with torch.no_grad():
-        for start in range(0, len(files), measured.batch_size):
-            images = _middles(files[start : start + measured.batch_size], measured)
-            found.append(encoder(images).float().cpu())
-    return torch.cat(found)
-
-
-def _middles(files: Sequence[TissueFile], measured: Measured) -> Tensor:
-    crops = np.stack([file.centre(measured.size_px) for file in files])
-    return to_tensor(crops, device=measured.device)
+        for some, pixels in pool.read(pool.views(most), measured.size_px, measured.batch_size):
+            views += some
+            images = to_tensor(pixels, device=measured.device)
+            for vectors, network in zip(found, networks, strict=True):
+                vectors.append(network(images).float().cpu())
+    return views, [torch.cat(vectors) for vectors in found]
 
 
 def _accuracy(
@@ -147,19 +144,20 @@ def _accuracy(
     }
 
 
-Side = tuple[list[tuple[TissueFile, str]], Tensor]
+Side = tuple[list[View], Tensor]
 
 
 def _picture_neighbours(path: Path, bank: Side, queries: Side, measured: Measured) -> None:
     """A row a query: the query, then the bank's images by falling similarity, without itself."""
-    files, rows = [f for f, _ in queries[0]], []
-    for i in [k * len(files) // min(SHOWN, len(files)) for k in range(min(SHOWN, len(files)))]:
-        others = [k for k, (f, _) in enumerate(bank[0]) if f is not files[i]]
+    views, rows = queries[0], []
+    for i in [k * len(views) // min(SHOWN, len(views)) for k in range(min(SHOWN, len(views)))]:
+        others = [k for k, v in enumerate(bank[0]) if v[:2] != views[i][:2]]
         if not others:
             return  # a single image has no neighbour
         _, index = neighbours(queries[1][i : i + 1], bank[1][others], SHOWN - 1)
-        chosen = [bank[0][others[int(k)]][0] for k in index[0]]
-        rows.append(_middles([files[i], *chosen], measured))
+        shown = [views[i], *(bank[0][others[int(k)]] for k in index[0])]
+        pixels = np.stack([v.file.view(measured.size_px, v.number) for v in shown])
+        rows.append(to_tensor(pixels, device=measured.device))
     save_grid(path, rows, gap_px=GAP_PX)
 
 

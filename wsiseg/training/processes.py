@@ -71,6 +71,14 @@ class Processes:
         mean: Tensor = reduce(value, reduction="mean")
         return mean
 
+    def value(self, own: float, device: torch.device) -> float:
+        """The value of the first process."""
+        if self.count == 1:
+            return own
+        from accelerate.utils import broadcast
+
+        return float(broadcast(torch.tensor(own, device=device)).item())
+
     def agree(self, flag: bool, device: torch.device) -> bool:
         """What the first process says."""
         if self.count == 1:

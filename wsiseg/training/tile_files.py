@@ -15,11 +15,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from wsiseg.datasets.augment import random_crop
-from wsiseg.errors import DatasetError
+from wsiseg.errors import DatasetError, SlideError, SlideReadError
 from wsiseg.geometry import Box
+from wsiseg.slides.backend_base import TIFF_ERRORS
 from wsiseg.slides.backends import open_backend
 from wsiseg.slides.slide import Slide, open_slide
 
@@ -32,6 +33,9 @@ BLOCK_UM = 256.0
 """Side of the squares of which those with tissue are remembered."""
 OPEN_SLIDES = 32
 """Slides that are open at once."""
+PROBES = 10
+"""Places of a slide that are looked at, before it counts as one that cannot be read."""
+_VIEWS = 0x71E5  # seed of the places of a slide's views
 
 
 class TissueFile(Protocol):
@@ -48,8 +52,11 @@ class TissueFile(Protocol):
         """(size, size, 3) uint8 at a random place, magnification, flip and quarter turn."""
         ...
 
-    def centre(self, size_px: int) -> UInt8:
-        """(size, size, 3) uint8: always the same crop, as it lies, at the target mpp."""
+    def view(self, size_px: int, number: int = 0) -> UInt8:
+        """(size, size, 3) uint8: always the same crop of a number, as it lies, at the target mpp.
+
+        Number 0 is the middle. Images have no other; slides have as many as are asked for.
+        """
         ...
 
 
@@ -100,8 +107,8 @@ class ImageFile:
         """A random crop; one that would not fit is magnified until it does."""
         return random_crop(self._cache.get(self.path, self._ratio), size_px, rng, scale=scale)
 
-    def centre(self, size_px: int) -> UInt8:
-        """The middle of the image; magnified where the image is smaller."""
+    def view(self, size_px: int, number: int = 0) -> UInt8:
+        """The middle of the image, whatever the number; magnified where the image is smaller."""
         image = self._cache.get(self.path, self._ratio)
         side = min(size_px, *image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -158,12 +165,13 @@ class SlideFile:
         """Find the tissue.
 
         Raises:
-            SlideError: the slide cannot be read, or its resolution is not known.
+            SlideError: the slide cannot be read, or has no tissue; its resolution is not known.
         """
         from wsiseg.slides.tissue import find_tissue
 
         self.path, self._own_mpp, self._mpp, self._slides = path, own_mpp, mpp, slides
         with slides.use(path, own_mpp) as slide:
+            slide.grid(mpp)  # refuses slides that are too coarse
             tissue = find_tissue(slide, "auto")
             grid, side = slide.grid(slide.mpp), max(1, round(BLOCK_UM / slide.mpp))
             centres = [
@@ -173,14 +181,28 @@ class SlideFile:
                 if _tissue_share(tissue.mask, Box(x, y, side, side), grid.size) > 0.5
             ]
         self.blocks = np.array(centres, np.int32).reshape(-1, 2)
+        if not centres:
+            raise SlideError(f"{path}: no tissue found on this slide")
+        self._probe()
 
     def crop(self, size_px: int, rng: np.random.Generator, *, scale: tuple[float, float]) -> UInt8:
         """A random crop around a random place in a random block."""
         return random_crop(self._region(size_px / scale[0], rng), size_px, rng, scale=scale)
 
-    def centre(self, size_px: int) -> UInt8:
-        """The crop around the middle block."""
-        return np.asarray(self._region(size_px, None))
+    def view(self, size_px: int, number: int = 0) -> UInt8:
+        """The crop around the middle block; of other numbers, at a place that they decide."""
+        rng = np.random.default_rng((_VIEWS, number)) if number else None
+        return np.asarray(self._region(size_px, rng))
+
+    def _probe(self) -> None:
+        """Refuse a slide of which the overview can be read, but the tissue nowhere."""
+        for number in range(PROBES):
+            try:
+                self.view(1, number)
+                return
+            except SlideReadError:
+                if number == PROBES - 1:
+                    raise
 
     def _region(self, side_px: float, rng: np.random.Generator | None) -> Image.Image:
         """A square of `side_px`, rounded up, at the target mpp; white beyond the slide."""
@@ -194,7 +216,24 @@ class SlideFile:
                 x, y = self.blocks[rng.integers(len(self.blocks))] + rng.uniform(-reach, reach, 2)
             left = _inside(x / grid.downsample[0] - side / 2, grid.size.width - side)
             top = _inside(y / grid.downsample[1] - side / 2, grid.size.height - side)
-            return Image.fromarray(slide.read(Box(left, top, side, side), grid))
+            box = Box(left, top, side, side)
+            try:
+                return Image.fromarray(slide.read(box, grid))
+            except SlideReadError:  # of OpenSlide, perhaps of damage that another thread met
+                return Image.fromarray(slide.read(box, grid))
+
+
+def open_file(
+    path: Path, own_mpp: float | None, mpp: float, cache: ImageCache, slides: OpenSlides
+) -> TissueFile:
+    """A slide or an image, ready to be sampled at `mpp`.
+
+    Raises:
+        SlideError, DatasetError: it cannot be used.
+    """
+    if is_slide(path):
+        return SlideFile(path, own_mpp, mpp, slides)
+    return ImageFile(path, 1.0 if own_mpp is None else own_mpp / mpp, cache)
 
 
 def is_slide(path: Path) -> bool:
@@ -233,7 +272,7 @@ def _tissue_share(mask: npt.NDArray[np.bool_], box: Box, size: tuple[int, int]) 
 def _image_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+    except (*TIFF_ERRORS, EOFError, Image.DecompressionBombError) as e:
         raise DatasetError(f"{path}: not a readable image ({e})") from e
 
 

@@ -1,40 +1,26 @@
 """Unlabelled tissue for pretraining: folders of images and slides, sampled as crops.
 
 Knows no networks. Images are held out by group, so that what is measured on them was not trained
-on; crop k of batch n is a function of (seed, n, k) alone, in whichever process it is made.
+on.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
+import json
 import re
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from wsiseg.errors import ConfigError, DatasetError, WsisegError
-from wsiseg.training.tile_files import (
-    ImageCache,
-    ImageFile,
-    OpenSlides,
-    SlideFile,
-    TissueFile,
-    is_slide,
-)
+from wsiseg.errors import ConfigError, DatasetError, ResolutionError, SlideError, WsisegError
+from wsiseg.training.tile_files import ImageCache, OpenSlides, TissueFile, open_file
+from wsiseg.training.tile_pool import TilePool
 
-UInt8 = npt.NDArray[np.uint8]
-WORKERS = 2
-"""Threads that make batches."""
-AHEAD = 3
-"""Batches that are made before they are asked for."""
+__all__ = ["Pools", "SourceConfig", "TilePool", "load_pools", "other_files"]
 
 
 @dataclass(frozen=True)
@@ -73,86 +59,6 @@ class SourceConfig:
         return str(found.group(1) if found.re.groups else found.group(0))
 
 
-class TilePool:
-    """Files to cut crops from, by source; sources are drawn by weight, their files alike."""
-
-    def __init__(
-        self,
-        groups: Sequence[Sequence[TissueFile]],
-        weights: Sequence[float],
-        labels: Sequence[str] = (),
-    ) -> None:
-        """`labels`: the class of each source's files, empty where it has none."""
-        self.groups = groups
-        self.labels = tuple(labels) or ("",) * len(groups)
-        self.weights = np.asarray(weights, np.float64) / float(np.sum(weights))
-
-    def __len__(self) -> int:
-        return sum(len(g) for g in self.groups)
-
-    def names(self, root: Path) -> list[list[str]]:
-        """The files of each source, as paths from `root`."""
-        return [[os.path.relpath(f.path, root) for f in group] for group in self.groups]
-
-    def some(self, most: int) -> list[tuple[TissueFile, str]]:
-        """At most `most` files with their labels, evenly from all sources and over each."""
-        each = max(1, most // len(self.groups))
-        return [
-            (group[i * len(group) // min(each, len(group))], label)
-            for group, label in zip(self.groups, self.labels, strict=True)
-            for i in range(min(each, len(group)))
-        ]
-
-    def crop(self, size_px: int, rng: np.random.Generator, *, scale: tuple[float, float]) -> UInt8:
-        """(size, size, 3) uint8: one random crop."""
-        group = self.groups[int(rng.choice(len(self.groups), p=self.weights))]
-        return group[int(rng.integers(len(group)))].crop(size_px, rng, scale=scale)
-
-    def batch(
-        self,
-        size_px: int,
-        count: int,
-        key: tuple[int, int],
-        *,
-        scale: tuple[float, float],
-        share: tuple[int, int] = (0, 1),
-    ) -> UInt8:
-        """(crops, size, size, 3) uint8 random crops.
-
-        Args:
-            size_px: side of a crop.
-            count: crops of the whole batch.
-            key: (seed, number of the batch).
-            scale: range of the magnification.
-            share: (process, processes): which of the batch's crops to give.
-        """
-        numbers = range(count)[share[0] :: share[1]]
-        rngs = (np.random.default_rng((*key, k)) for k in numbers)
-        return np.stack([self.crop(size_px, rng, scale=scale) for rng in rngs])
-
-    def batches(
-        self,
-        size_px: int,
-        count: int,
-        *,
-        seed: int,
-        start: int,
-        scale: tuple[float, float],
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[UInt8]:
-        """Endless batches from number `start` on, made ahead in threads; see `batch`."""
-
-        def make(number: int) -> UInt8:
-            return self.batch(size_px, count, (seed, number), scale=scale, share=share)
-
-        with ThreadPoolExecutor(max_workers=WORKERS) as worker:
-            ahead = deque(worker.submit(make, n) for n in range(start, start + AHEAD))
-            for number in itertools.count(start + AHEAD):
-                batch = ahead.popleft().result()
-                ahead.append(worker.submit(make, number))
-                yield batch
-
-
 class Pools(NamedTuple):
     """What is trained on, and what is kept for measuring; None where nothing is held out."""
 
@@ -170,6 +76,31 @@ class Pools(NamedTuple):
         """Number of held-out images and slides."""
         return 0 if self.held_out is None else len(self.held_out)
 
+    def record(self, root: Path) -> str:
+        """Which files are trained and measured on, as text; see `other_files`."""
+        held_out = [] if self.held_out is None else self.held_out.names(root)
+        return json.dumps({"training": self.training.names(root), "held out": held_out})
+
+
+def other_files(kept: str, now: str) -> str:
+    """How `Pools.record` of now differs from one that was kept, and what to do; empty if not."""
+    if kept == now:
+        return ""
+    then, names = _names(kept), _names(now)
+    if gone := sorted(then - names):
+        return f"with {gone[0]}, which is not there or cannot be used now; put it back, or"
+    if new := sorted(names - then):
+        return f"without {new[0]}; take it away, or"
+    return "with other files, or by another version of wsiseg;"
+
+
+def _names(record: str) -> set[str]:
+    """All files of a record; none of what is no record."""
+    try:
+        return {n for side in json.loads(record).values() for source in side for n in source}
+    except (ValueError, AttributeError, TypeError):
+        return set()
+
 
 def load_pools(
     sources: Sequence[SourceConfig],
@@ -185,7 +116,8 @@ def load_pools(
     Of each source the groups that hold out `validation_share` of them, rounded up, are drawn by
     the seed, but never more than half; one with a single group is trained on. A file that several
     sources name, and a group that their expressions find, is on one side for all of them. Files in
-    which an expression finds nothing are warned of.
+    which an expression finds nothing are warned of; so are files that cannot be used, without which
+    the rest is divided.
 
     Args:
         sources: what to read.
@@ -196,22 +128,22 @@ def load_pools(
         memory_gb: bound on the decoded images that are held, in 10^9 bytes.
 
     Raises:
-        DatasetError: a source matches no file, a file is not an image, slides show no tissue.
-        SlideError: a slide cannot be read.
+        DatasetError: a source matches no file, or none that can be used.
     """
     cache, slides = ImageCache(round(memory_gb * 1e9)), OpenSlides()
-    files: dict[tuple[Path, float | None], TissueFile] = {}
+    files: dict[tuple[Path, float | None], TissueFile | str] = {}
     sides: dict[Path, bool] = {}
     groups_held: dict[str, bool] = {}
     training: list[list[TissueFile]] = []
     held: list[list[TissueFile]] = []
+
+    def open_(path: Path, own_mpp: float | None) -> TissueFile:
+        return open_file(path, own_mpp, mpp, cache, slides)
+
     try:
         for source in sources:
-            for path in (paths := _paths(source, root)):
-                if (path, source.mpp) not in files:
-                    files[path, source.mpp] = _open(path, source.mpp, mpp, cache, slides)
-            own = _with_tissue([files[p, source.mpp] for p in paths], root / source.path)
-            _warn_of_groups(source, paths)
+            own = _usable(source, _paths(source, root), files, open_)
+            _warn_of_groups(source, [f.path for f in own])
             rng = np.random.default_rng((seed, 7))
             _divide(own, source, sides, groups_held, validation_share, rng)
             training.append([f for f in own if not sides[f.path]])
@@ -227,11 +159,46 @@ def load_pools(
     return Pools(_pool(sources, training), _pool(sources, held) if any(held) else None, slides)
 
 
-def _with_tissue(files: Sequence[TissueFile], where: Path) -> list[TissueFile]:
-    own = [f for f in files if not isinstance(f, SlideFile) or len(f.blocks)]
-    if not own:
-        raise DatasetError(f"{where}: no tissue found on these slides; leave them out")
-    return own
+def _usable(
+    source: SourceConfig,
+    paths: Sequence[Path],
+    files: dict[tuple[Path, float | None], TissueFile | str],
+    open_: Callable[[Path, float | None], TissueFile],
+) -> list[TissueFile]:
+    """The files of a source that can be used; those that cannot are warned of when they are met
+    first. `files` gets all that are opened, or what is wrong with them.
+
+    Raises:
+        DatasetError: none can be used.
+    """
+    new = [path for path in paths if (path, source.mpp) not in files]
+    for path in new:
+        try:
+            files[path, source.mpp] = open_(path, source.mpp)
+        except (SlideError, DatasetError) as e:
+            files[path, source.mpp] = _why(e)
+    found = [files[path, source.mpp] for path in paths]
+    usable = [f for f in found if not isinstance(f, str)]
+    if not usable:
+        raise DatasetError(
+            f"source {source.path}: none of its {len(found)} files can be used; {found[0]}"
+        )
+    for path in new:
+        if isinstance(why := files[path, source.mpp], str):
+            warnings.warn(
+                f"{why}; it is left out; exclude of source {source.path} silences this",
+                stacklevel=2,
+            )
+    return usable
+
+
+def _why(error: WsisegError) -> str:
+    """What is wrong with a file, and what its source can do; no options of other commands."""
+    first, *advice = str(error).split("; ")
+    text = "; ".join([first, *(a for a in advice if "--" not in a)])
+    if isinstance(error, ResolutionError):
+        text += "; set mpp of its source (of a separate one where other slides differ)"
+    return text
 
 
 def _pool(sources: Sequence[SourceConfig], groups: Sequence[Sequence[TissueFile]]) -> TilePool:
@@ -288,11 +255,3 @@ def _paths(source: SourceConfig, root: Path) -> list[Path]:
     if not paths:
         raise DatasetError(f"{root / source.path}: no such images; check the data folder and path")
     return paths
-
-
-def _open(
-    path: Path, own_mpp: float | None, mpp: float, cache: ImageCache, slides: OpenSlides
-) -> TissueFile:
-    if is_slide(path):
-        return SlideFile(path, own_mpp, mpp, slides)
-    return ImageFile(path, 1.0 if own_mpp is None else own_mpp / mpp, cache)
