@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import shapely
 from output_canvases import MakeCanvas, UInt8, blobs
 from scipy import ndimage
 
-from wsiseg.outputs.polygons import Regions, trace, trace_regions
+from wsiseg.outputs import polygons
+from wsiseg.outputs.polygons import Regions, by_region, trace, trace_regions
 
 
 def by_gdal(labels: UInt8) -> list[tuple[int, shapely.Polygon]]:
@@ -117,6 +120,28 @@ def test_the_size_of_the_pieces_changes_nothing(
         for piece in ((4, 3), (1, 1)) if labels.size < 100 else ((4, 3),):
             pieces = {"band_px": piece[0], "strip_px": piece[1]}
             assert same(trace(canvas, **pieces, min_area_px=min_area_px), whole)
+
+
+@pytest.mark.parametrize("corners", [1, 40, 1000])
+def test_how_many_regions_are_joined_at_a_time_changes_nothing(
+    make_canvas: MakeCanvas, monkeypatch: pytest.MonkeyPatch, corners: int
+) -> None:
+    pieces = ({"band_px": 1000}, {"band_px": 7, "strip_px": 13, "min_area_px": 3})
+    counts = []
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        found = list(by_region(*arguments, batch_corners=corners))
+        counts.append(len(found))
+        yield from found
+
+    for labels in (*images(), blobs(90, 70, scale=2)):
+        canvas = make_canvas(labels, chunk_px=8)
+        for piece in pieces:
+            whole = trace(canvas, **piece)
+            with monkeypatch.context() as patch:
+                patch.setattr(polygons, "by_region", counted)
+                assert same(trace(canvas, **piece), whole)
+    assert max(counts) > (1 if corners == 1000 else 10)
 
 
 def test_rasterised_again_they_are_the_mask(make_canvas: MakeCanvas) -> None:

@@ -19,11 +19,15 @@ import numpy.typing as npt
 import shapely
 
 from wsiseg.canvas import Canvas
+from wsiseg.outputs.corners import Corners
 from wsiseg.outputs.rings import closed_rings, find_rings, next_corner, signed_areas
-from wsiseg.outputs.tracer import BAND_PX, STRIP_PX, Tracer
+from wsiseg.outputs.tracer import BAND_PX, STRIP_PX, Part, Tracer
 
 Int = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
+BATCH_CORNERS = 1 << 22
+"""Corners that are joined to rings at a time, each of which takes about 100 bytes meanwhile."""
 
 
 class Region(NamedTuple):
@@ -103,33 +107,78 @@ def trace(
 def assemble(tracer: Tracer) -> Regions:
     """The regions of a canvas of which a tracer was given every piece.
 
-    Corners are joined to rings, rings to polygons.
+    Corners are joined to rings, rings to polygons, some regions at a time.
     """
-    corners, owners, stats = tracer.finish()
-    order, offsets = find_rings(next_corner(corners, owners))
-    ring_owner = owners[order[offsets[:-1]]]
-    x, y = corners.x[order], corners.y[order]
-    del corners, owners, order
-    ring_area = signed_areas(x, y, offsets)
-    keep = (ring_area > 0) | (-ring_area >= max(tracer.min_area_px, 1))
-    # Rings by region in the order of their shells, the shell first, then holes from the top.
-    shells = np.flatnonzero(ring_area > 0)
-    rank = np.zeros(len(stats.area), np.int64)
-    rank[ring_owner[shells]] = np.arange(len(shells))
-    chosen = np.flatnonzero(keep)
-    chosen = chosen[np.lexsort((chosen, ring_area[chosen] < 0, rank[ring_owner[chosen]]))]
-    coords, ring_offsets = closed_rings(x, y, offsets, chosen)
-    per_region = np.bincount(rank[ring_owner[chosen]], minlength=len(shells))
-    polygon_offsets = np.concatenate([[0], np.cumsum(per_region)])
-    polygons = shapely.from_ragged_array(
-        shapely.GeometryType.POLYGON, coords, (ring_offsets, polygon_offsets)
-    )
-    owner = ring_owner[shells]
+    parts, stats = tracer.finish()
+    polygons, owners = [np.zeros(0, object)], [np.zeros(0, np.int32)]
+    for corners, owner in by_region(parts, len(stats.area)):
+        found, owner = _polygons(corners, owner, max(tracer.min_area_px, 1))
+        polygons.append(found)
+        owners.append(owner)
+    owner = np.concatenate(owners)
     small = (stats.value > 0) & (stats.area < tracer.min_area_px)
     return Regions(
         values=stats.value[owner].astype(np.uint8),
-        polygons=np.asarray(polygons, object),
+        polygons=np.concatenate(polygons),
         areas_px=stats.area[owner],
         confidences=stats.confidence[owner] / (255.0 * stats.area[owner]),
         dropped=np.bincount(stats.value[small], minlength=256),
     )
+
+
+def by_region(
+    parts: list[Part], regions: int, *, batch_corners: int = BATCH_CORNERS
+) -> Iterator[Part]:
+    """The corners of some regions at a time, regions in the order of their first corners.
+
+    Args:
+        parts: corners with their regions, 0 .. `regions` - 1; emptied on the way.
+        regions: how many there are.
+        batch_corners: about so many at a time; a region is never divided.
+    """
+    first, count = np.full(regions, np.iinfo(np.int64).max), np.zeros(regions, np.int64)
+    for corners, owner in parts:
+        found, place, size = np.unique(owner, return_index=True, return_counts=True)
+        key = (corners.y[place].astype(np.int64) << 32) + corners.x[place]
+        first[found] = np.minimum(first[found], key)
+        count[found] += size
+    order = np.argsort(first, kind="stable")
+    batch = np.empty(regions, np.int64)
+    batch[order] = np.maximum(np.cumsum(count[order]) - 1, 0) // batch_corners
+    last = [int(batch[owner].max(initial=-1)) for _, owner in parts]
+    nothing = (Corners.concatenate([]), np.zeros(0, np.int32))
+    for number in np.unique(batch[count > 0]).tolist():
+        taken = []
+        for i, (corners, owner) in enumerate(parts):
+            own = np.flatnonzero(batch[owner] == number)
+            taken.append((corners.take(own), owner[own]))
+            if last[i] == number:
+                parts[i] = nothing
+        corners = Corners.concatenate([c for c, _ in taken])
+        order = np.lexsort((corners.x, corners.y))
+        yield corners.take(order), np.concatenate([o for _, o in taken])[order]
+
+
+def _polygons(
+    corners: Corners, owners: Int32, min_hole_px: float
+) -> tuple[npt.NDArray[np.object_], Int32]:
+    """The polygons of whole regions, by their first corners, and the region of each."""
+    order, offsets = find_rings(next_corner(corners, owners))
+    ring_owner = owners[order[offsets[:-1]]]
+    x, y = corners.x[order], corners.y[order]
+    ring_area = signed_areas(x, y, offsets)
+    keep = (ring_area > 0) | (-ring_area >= min_hole_px)
+    # Rings by region in the order of their shells, the shell first, then holes from the top.
+    shells = np.flatnonzero(ring_area > 0)
+    known, ring_region = np.unique(ring_owner, return_inverse=True)
+    rank = np.zeros(len(known), np.int64)
+    rank[ring_region[shells]] = np.arange(len(shells))
+    chosen = np.flatnonzero(keep)
+    chosen = chosen[np.lexsort((chosen, ring_area[chosen] < 0, rank[ring_region[chosen]]))]
+    coords, ring_offsets = closed_rings(x, y, offsets, chosen)
+    per_region = np.bincount(rank[ring_region[chosen]], minlength=len(shells))
+    polygon_offsets = np.concatenate([[0], np.cumsum(per_region)])
+    polygons = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON, coords, (ring_offsets, polygon_offsets)
+    )
+    return np.asarray(polygons, object), ring_owner[shells]

@@ -3,17 +3,18 @@
 Method: the canvas is read in pieces: strips from the left, in each bands from the top, which is
 about the order in which inference finishes them. Runs of equal pixels in a row are joined to
 regions by connected components, within a piece and across the seams; `wsiseg.outputs.corners` lists
-the places where a region's boundary turns or meets a third label; boundaries are followed once, at
-the end, by joining each such place to the next along its row or column. Nothing is cut at a seam,
-so the result does not depend on the size of the pieces.
+the places where a region's boundary turns or meets a third label; boundaries are followed at the
+end, some regions at a time, by joining each such place to the next along its row or column. Nothing
+is cut at a seam, so the result does not depend on the size of the pieces.
 
-Memory bound: one piece of labels and confidences with a few masks of its size, plus about 100
-bytes for each vertex of the regions kept. Regions under the minimum area that lie inside one
+Memory bound: one piece of labels and confidences with a few masks of its size, plus 15 bytes for
+each vertex of the regions kept. Regions under the minimum area that lie inside one
 piece are dropped with it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ Int = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
+Part = tuple[Corners, Int32]
+"""Corners in reading order, and the region of each."""
 
 BAND_PX, STRIP_PX = 512, 8192
 """Default height and width of a piece: rows and columns of chunks of the canvas."""
@@ -79,8 +82,8 @@ class Tracer:
         self._canvas, self.min_area_px = canvas, min_area_px
         self._band_px, self._strip_px = band_px, strip_px
         self._count = 0
-        self._corners: list[Corners] = []
-        self._owners: list[Int32] = []  # component of each corner
+        self._corners: deque[Corners] = deque()
+        self._owners: deque[Int32] = deque()  # component of each corner
         self._stats: list[Sums] = []
         self._seams: list[Int] = []  # (2, n) pairs of components that are one region
         self._above = _Line.nothing(0)  # last row of the piece before in the strip
@@ -166,9 +169,9 @@ class Tracer:
         self._corners.append(corners.take(keep))
         self._owners.append(owner[keep])
 
-    def finish(self) -> tuple[Corners, Int32, Sums]:
-        """Corners of the regions that are large enough, in reading order, the region of each, and
-        the sums of all regions; every piece has been added."""
+    def finish(self) -> tuple[list[Part], Sums]:
+        """Corners of the regions that are large enough, piece by piece, with the region of each,
+        and the sums of all regions; every piece has been added."""
         pairs = np.concatenate(self._seams, axis=1) if self._seams else np.zeros((2, 0), np.int64)
         final = connected(pairs[0], pairs[1], self._count)
         n = int(final.max()) + 1
@@ -176,18 +179,12 @@ class Tracer:
         value[final] = np.concatenate([s.value for s in self._stats])
         area = np.bincount(final, np.concatenate([s.area for s in self._stats]), n)
         confidence = np.bincount(final, np.concatenate([s.confidence for s in self._stats]), n)
-        for i, corners in enumerate(self._corners):
-            owner = final[self._owners[i]]
+        parts = []
+        while self._corners:  # each is dropped with the next
+            corners, owner = self._corners.popleft(), final[self._owners.popleft()]
             keep = area[owner] >= self.min_area_px
-            self._corners[i] = corners.take(keep)
-            self._owners[i] = owner[keep]
-        merged, owners = Corners.concatenate(self._corners), np.concatenate(self._owners)
-        self._corners.clear()
-        self._owners.clear()
-        if self._strip_px < self._canvas.grid.size.width:  # back to reading order
-            order = np.lexsort((merged.x, merged.y))
-            merged, owners = merged.take(order), owners[order]
-        return merged, owners, Sums(value, area.astype(np.int64), confidence.astype(np.int64))
+            parts.append((corners.take(keep), owner[keep]))
+        return parts, Sums(value, area.astype(np.int64), confidence.astype(np.int64))
 
 
 def _sums(values: Labels, confidence: UInt8, starts: Int, ids: Int32) -> Sums:
