@@ -161,7 +161,7 @@ def labels(bench: Any) -> None:
     model = load_model("glas-small", device=str(bench.device))
     runs = [("fp32", 16), ("bf16", 64), ("bf16", 8), ("bf16", 3)]
     if bench.device.type == "cpu":
-        runs = [("fp32", 16), ("bf16", 8)]
+        runs = runs[:2]
     found: dict[tuple[str, int], Any] = {}
     with tempfile.TemporaryDirectory() as name, open_slide(IMAGE) as slide:
         for precision, batch in runs:
@@ -176,7 +176,7 @@ def labels(bench: Any) -> None:
     reference = found["fp32", 16]
     for (precision, batch), own in found.items():
         equal = 100 * float((own == reference).mean())
-        alike = 100 * float((own == found.get(("bf16", 64), reference)).mean())
+        alike = 100 * float((own == found["bf16", 64]).mean())
         bench.say(
             f"labels {precision}, batch {batch}: {equal:.4f} % as fp32, {alike:.4f} % as bf16 of 64"
         )

@@ -3,8 +3,9 @@
     python benchmarks/head.py --model full
 
 Same weights, same random features. The results must agree to 1e-5 of their largest value. The
-arithmetic is counted by torch (convolutions; bilinear upsampling is not counted), the largest
-tensor by watching every operator, and the peak memory of each way in a process of its own.
+arithmetic is counted by torch (convolutions and products of matrices, which upsample in the
+rewritten way; the plain way's bilinear upsampling is not counted), the largest tensor by watching
+every operator, and the peak memory of each way in a process of its own.
 """
 
 from __future__ import annotations

@@ -7,17 +7,16 @@ Both read the same synthetic slide file and have the same weights, windows and n
 must be the one that the plain pipeline's probabilities give, ties within 1e-4 left out. The ratio
 is that of wall seconds in one run. It changes with the slide, as windows at the edge share less; it
 is brought to a slide of 24 tiles a side by taking what a tile and what a window took here as many
-times as there are tiles and windows there. Only the full-size model is judged. The small one is
-there to be quick: its operators are so small that it takes as long to call them as to compute them,
-one tile at a time as nine.
+times as tiles are encoded and windows classified there. Only the full-size model is judged.
+The small one is there to be quick: its operators are so small that it takes as long to call them as
+to compute them, one tile at a time as nine.
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -27,7 +26,8 @@ from shared import run
 from stand_ins import device_option, model_option, stand_in
 from timing import Row, Span, open_row, row_options, timed
 
-from wsiseg.geometry import Box, Point, Size
+from wsiseg.geometry import Box, Grid, Point, Size
+from wsiseg.inference.job import prepare
 from wsiseg.inference.predict import PredictOptions, predict_slide
 from wsiseg.models.base import to_tensor
 from wsiseg.models.segmenter import Segmenter
@@ -39,27 +39,36 @@ TARGETS = {2: 2.3, 1: 6.0}
 JUDGED_TILES = 24
 """Tiles along a side of the slide for which ratios are judged."""
 JUDGED_MODEL = "random, full"
-WINDOW_SIDE = 3
+
+
+class Counts(NamedTuple):
+    """What is done for a slide: tiles that are encoded, some more than once, and windows."""
+
+    tiles: int
+    windows: int
+
+
+def counts(segmenter: Segmenter, side_tiles: int, options: PredictOptions) -> Counts:
+    """Those of a slide of `side_tiles` tiles a side, with the memory that there is by default."""
+    side, mpp = side_tiles * segmenter.info.tile_px, segmenter.info.mpp
+    job = prepare(Grid.at_mpp(Size(side, side), mpp, mpp), segmenter, options=options)
+    assert job.loads is not None
+    return Counts(len(job.loads.tiles), len(job.layout.windows))
 
 
 def brought(
-    plain: float, tile_part: float, window_part: float, *, tiles: int, stride: int
+    plain: float, tile_part: float, window_part: float, measured: Counts, wanted: Counts
 ) -> float:
-    """Seconds of the plain pipeline over ours for a slide of JUDGED_TILES a side.
+    """Seconds of the plain pipeline over ours for a larger slide.
 
     Args:
-        plain: seconds of the plain pipeline, all for windows, of a slide of `tiles` a side.
-        tile_part: our seconds for its tiles, each of which is encoded once.
+        plain: seconds of the plain pipeline, all for windows, of the slide that was measured.
+        tile_part: our seconds for its tiles.
         window_part: our seconds for its windows.
-        tiles: tiles along a side of the slide that was measured.
-        stride: of windows, in tiles.
+        measured: what was done for it.
+        wanted: what is done for the larger one.
     """
-
-    def windows(side: int) -> int:
-        return (math.ceil((side - WINDOW_SIDE) / stride) + 1) ** 2
-
-    more_windows = windows(JUDGED_TILES) / windows(tiles)
-    more_tiles = JUDGED_TILES**2 / tiles**2
+    more_windows, more_tiles = wanted.windows / measured.windows, wanted.tiles / measured.tiles
     return plain * more_windows / (tile_part * more_tiles + window_part * more_windows)
 
 
@@ -82,12 +91,13 @@ def measure(row: Row, slide: Slide, segmenter: Segmenter, *, stride: int, folder
     )
     ratio = literal.wall / shared.wall
     what = f"{where}: {info.name} model, seconds, plain / wsiseg"
-    tiles = min(canvas.grid.size) // info.tile_px
     if stride in TARGETS and info.name == JUDGED_MODEL:
         timings = canvas.record["timings"]
+        done = Counts(timings["tiles"], timings["windows"])
+        wanted = counts(segmenter, JUDGED_TILES, options)
         part = timings["read"] + timings["encode"]
         rest = shared.wall - part
-        whole = brought(literal.wall, part, rest, tiles=tiles, stride=stride)
+        whole = brought(literal.wall, part, rest, done, wanted)
         row.note(**{f"{where}: wsiseg, seconds for tiles": part})
         row.judge(f"{what}, for {JUDGED_TILES} tiles a side", whole, ">=", TARGETS[stride])
     row.note(

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from literal_pipeline import unlike
 from shared import Within, run
-from stand_in_data import BLOCK_PX, write_sparse_slide
+from stand_in_data import BLOCK_PX, is_tissue, write_sparse_slide
 from stand_ins import trivial_model
 from timing import Memory, Row, Span, in_child, open_row, row_options, timed, watched
 
@@ -42,7 +43,7 @@ PATCH_PX = 32
 NARROW_PX = 50_000
 LIMITS_MIB = (1536.0, 2560.0)
 """The most for slides up to NARROW_PX wide, and for wider ones up to twice that."""
-STRIPS, STRIP_BLOCKS = 5, 3
+STRIPS, STRIP_BLOCKS = 5, 8
 """Where labels are compared: strips over the slide, and the painted blocks along each."""
 MAX_CHANGE = 0.05
 """How much a slide twice as high may change the memory."""
@@ -89,15 +90,16 @@ def warm_up(slide: Slide, segmenter: Segmenter) -> None:
 def wrong_labels(
     canvas: Canvas, slide: Slide, segmenter: Segmenter, tissue: TissueMask
 ) -> tuple[int, int]:
-    """Labels that are not those of the model, and how many were looked at, see `strips`.
+    """Labels that are not those of the model, and how many were looked at, see `strips`; 0 where
+    a strip holds no tissue.
 
     Where there is no tissue the label must be 0.
     """
     engine = Engine(segmenter, precision="fp32")
     grid, side = canvas.grid, segmenter.info.tile_px
-    wrong = compared = 0
+    wrong, found = 0, []
     for strip in strips(grid.size, side, segmenter.info.window_px):
-        inside = Within(tissue, strip)
+        inside, compared = Within(tissue, strip), 0
         for x in range(0, strip.width, side):
             place = Point(strip.x + x, strip.y)
             box = Box(*place, side, side).intersection(strip)
@@ -109,13 +111,15 @@ def wrong_labels(
             probabilities = values.numpy()[:, : box.height, : box.width]
             wrong += unlike(labels[seen][None], probabilities[:, seen][:, None])
             compared += int(seen.sum())
-    return wrong, compared
+        found.append(compared)
+    return wrong, sum(found) if all(found) else 0
 
 
 def strips(size: Size, side: int, window: int) -> list[Box]:
     """Strips one tile high, from the top left corner of a slide to the bottom right.
 
-    The last windows of rows and columns, which may begin between two tiles, are left out.
+    The last windows of rows and columns, which may begin between two tiles, are left out, and rows
+    of blocks without tissue.
     """
     right = max(side, (size.width - window) // side * side)
     bottom = max(side, (size.height - window) // side * side)
@@ -123,6 +127,8 @@ def strips(size: Size, side: int, window: int) -> list[Box]:
     for k in range(STRIPS):
         x = (right - width) * k // (STRIPS - 1) // side * side
         y = (bottom - side) * k // (STRIPS - 1) // side * side
+        if not is_tissue(np.arange(8), np.int64(y // BLOCK_PX)).any():
+            y -= BLOCK_PX
         found.append(Box(x, y, width, side).intersection(Box(0, 0, *size)))
     return found
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from wsiseg.canvas import Canvas
 from wsiseg.errors import SlideError, WsisegError
-from wsiseg.geometry import Box, Grid, Size
-from wsiseg.inference.plan import plan
+from wsiseg.geometry import Box, Size
+from wsiseg.inference.predict import PredictOptions
 from wsiseg.models.base import Features
 from wsiseg.models.checkpoint import save_checkpoint
 from wsiseg.models.heads.fcn import FCN
@@ -180,18 +180,14 @@ def test_literal(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [j["met"] for j in numbers(report)["judged"]] == [True, False]
 
 
-@pytest.mark.parametrize(("tiles", "stride"), [(5, 2), (5, 1), (24, 2), (24, 1), (7, 2)])
-def test_ratio_of_tiles(tiles: int, stride: int) -> None:
-    side = 32
-    grid = Grid.at_mpp(Size(tiles * side, tiles * side), 0.5, 0.5)
-    layout = plan(grid, None, window_px=3 * side, tile_px=side, overlap_px=(3 - stride) * side)
-    assert len(layout.tiles) == tiles**2
-    windows, brought = len(layout.window_tiles), module("literal").brought
-    size = {"tiles": tiles, "stride": stride}
-    of_windows, of_tiles = (brought(1.0, *parts, **size) for parts in ((0.0, 1.0), (1.0, 0.0)))
-    assert of_windows == 1  # all is for windows: the ratio stays
-    whole = {2: 144, 1: 484}[stride]
-    assert of_tiles == pytest.approx(whole / windows / (24**2 / tiles**2))
+@pytest.mark.parametrize(("tiles", "stride"), [(5, 2), (5, 1), (24, 2), (7, 2)])
+def test_a_ratio_is_brought_to_a_larger_slide(tiles: int, stride: int) -> None:
+    literal = module("literal")
+    segmenter = module("stand_ins").trivial_model(window_px=96, tile_px=32)
+    done = literal.counts(segmenter, tiles, PredictOptions(overlap_px=(3 - stride) * 32))
+    assert done == (tiles**2, (-(-(tiles - 3) // stride) + 1) ** 2)
+    wanted = literal.Counts(3 * done.tiles, 4 * done.windows)
+    assert literal.brought(10.0, 2.0, 3.0, done, wanted) == pytest.approx(40 / (6 + 12))
 
 
 def test_labels_that_are_not_those_of_the_plain_pipeline_end_with_1(
