@@ -164,7 +164,7 @@ def test_the_moving_average_of_weights_is_what_is_kept(tmp_path: Path) -> None:
     for step in range(3):
         with torch.no_grad():
             live.add_(1.0)  # type: ignore[operator, arg-type]
-        task.after_step(step)
+        task.after_step(step, 0.0)
         decay = min(0.5, (1 + step) / (10 + step))
         expected += (1 - decay) * (live.detach() - expected)  # type: ignore[operator]
     kept = task.kept.head.classifier.weight  # type: ignore[union-attr]

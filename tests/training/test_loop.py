@@ -19,12 +19,11 @@ from wsiseg.config import from_mapping
 from wsiseg.datasets.augment import AugmentConfig
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, OutputError, UsageError
 from wsiseg.training.dino import DinoConfig
-from wsiseg.training.files import append_row, cut_rows, read_state
+from wsiseg.training.files import append_row, cut_rows, read_state, resume_step
 from wsiseg.training.loop import (
     LoopConfig,
     claim_run,
     learning_rate,
-    resume_step,
     run_loop,
 )
 from wsiseg.training.losses import LossConfig
@@ -46,7 +45,7 @@ class Line:
         x = torch.rand(4, 1, generator=generator)
         return {"loss": self.scale * (self.module(x) - 3 * x).square().mean()}
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, gone: float) -> None:
         self.steps.append(step)
 
 
@@ -70,9 +69,14 @@ def test_a_run_ends_when_its_time_is_up(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     class Slow(Line):
-        def after_step(self, step: int) -> None:
-            super().after_step(step)
+        def losses(
+            self, batch: None, step: int, generator: torch.Generator
+        ) -> Mapping[str, Tensor]:
             now[0] += 6.0
+            return super().losses(batch, step, generator)
+
+        def after_step(self, step: int, gone: float) -> None:
+            super().after_step(step, gone)
             if step == stop_at:
                 raise KeyboardInterrupt
 

@@ -364,7 +364,7 @@ def test_hidden_patches_are_not_seen_and_are_predicted() -> None:
     losses["loss"].backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None for p in task.parameters())
     assert float(student["mask"][0].grad.abs().sum()) > 0
-    task.after_step(0)
+    task.after_step(0, 0.0)
     assert float(task.module.patch_centre.abs().sum()) > 0  # type: ignore[union-attr,operator]
     assert not {"mask", "patch_head"} & set(masked(0.0).module["student"])  # type: ignore[arg-type]
     unweighted = masked(mask_weight=0.0).losses(pixels, 0, generator())

@@ -70,24 +70,27 @@ def test_dino_loss_is_the_cross_entropy_of_all_other_crops(dino: DinoTask) -> No
     mean = torch.cat([logits("teacher", c) for c in crops[:2]]).mean(0, keepdim=True)
     got["loss"].backward()
     assert torch.equal(module.centre, centre)  # the same for all batches of a step
-    dino.after_step(0)
+    dino.after_step(0, 0.0)
     assert torch.allclose(module.centre, 0.9 * centre + 0.1 * mean, atol=1e-6)
     assert all(p.grad is None for p in module["teacher"].parameters())
     assert all(p.grad is not None for p in dino.parameters() if p.dim() > 1)
 
 
-def test_teacher_follows_the_student_and_then_stands_still(dino: DinoTask) -> None:
+@pytest.mark.parametrize(("step", "gone"), [(10, 0.0), (3, 1.0)])
+def test_teacher_follows_the_student_and_then_stands_still(
+    dino: DinoTask, step: int, gone: float
+) -> None:
     module: Any = dino.module
     teacher, student = (next(iter(module[k].parameters())) for k in ("teacher", "student"))
     before = teacher.clone()
     with torch.no_grad():
         student.add_(1.0)
     dino.losses(PIXELS, 0, generator())
-    dino.after_step(0)
+    dino.after_step(0, 0.0)
     assert torch.allclose(teacher, before + 0.1, atol=1e-6)
     after = teacher.clone()
-    dino.losses(PIXELS, 10, generator())
-    dino.after_step(10)
+    dino.losses(PIXELS, step, generator())
+    dino.after_step(step, gone)
     assert torch.equal(teacher, after)
     assert dino.encoder is module["teacher"]["encoder"]
 
@@ -189,8 +192,8 @@ def test_averaged_weights_move_fast_at_first() -> None:
     before = average.clone()
     with torch.no_grad():
         live.add_(1.0)
-    task.after_step(0)
+    task.after_step(0, 0.0)
     assert torch.allclose(average, before + 0.9, atol=1e-6)
     now = average.clone()
-    task.after_step(10_000)
+    task.after_step(10_000, 0.0)
     assert torch.allclose(average, now + 0.1 * (live - now), atol=1e-6)

@@ -146,7 +146,7 @@ class AutoencoderTask:
                 z = mean + (0.5 * log_variance).exp() * noise
         return net.decoder(net.post_quant_conv(z)), term
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, gone: float) -> None:
         """Nothing."""
 
 

@@ -166,7 +166,7 @@ class Background:
         Raises:
             ConfigError: the data set has no background class, or no folder; no such class of
                 annotated images.
-            DatasetError: a source matches no file, or a file is no image.
+            DatasetError: a source matches no file, or none that can be used.
         """
         if not (config.sources or config.annotated or config.glass):
             return None

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import time
 
+import torch
+
+from wsiseg.training.processes import Processes
+
 
 class Clock:
     """Counts from when it is made."""
@@ -24,7 +28,8 @@ class Clock:
         """Seconds that are left, infinite without an end."""
         return max(0.0, self._limit_s - self.spent_s)
 
-    @property
-    def share(self) -> float:
-        """Share of the time that is gone, 0 .. 1."""
-        return min(1.0, self.spent_s / self._limit_s)
+    def share(self, processes: Processes, device: torch.device) -> float:
+        """Share of the time that is gone, 0 .. 1, the same in all processes; 0 without an end."""
+        if self._limit_s == math.inf:
+            return 0.0
+        return processes.value(min(1.0, self.spent_s / self._limit_s), device)

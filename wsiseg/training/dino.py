@@ -182,9 +182,9 @@ class DinoTask:
         first = torch.rand(count, 1, generator=generator) < 0.5
         return torch.cat((hidden & first, hidden & ~first))
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, gone: float) -> None:
         """Move the teacher towards the student and the centres towards what was seen."""
-        progress = step / max(1, self.loop.steps)
+        progress = max(gone, step / max(1, self.loop.steps))
         momentum = 1 - (1 - self.config.momentum) * (math.cos(math.pi * progress) + 1) / 2
         pairs = zip(
             self.module["teacher"].parameters(), self.module["student"].parameters(), strict=True

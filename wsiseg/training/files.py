@@ -111,3 +111,19 @@ def read_state(path: Path, advice: str) -> dict[str, Any]:
         return state
     except _DAMAGE as e:
         raise CheckpointError(f"{path}: not a readable training state; {advice}") from e
+
+
+def resume_step(path: Path) -> tuple[int, dict[str, Any] | None]:
+    """(next step, state on the CPU) of what `run_loop` wrote; (0, None) where there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not path.exists():
+        return 0, None
+    advice = "remove the run and start again"
+    state = read_state(path, advice)
+    try:
+        return int(state["step"]), state
+    except (LookupError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path}: not a training state; {advice}") from e

@@ -154,14 +154,14 @@ class HeadTask:
             torch.stack([f.to(device).float() for f in maps]) for maps in zip(*found, strict=True)
         )
 
-    def after_step(self, step: int) -> Outcome | None:
+    def after_step(self, step: int, gone: float) -> Outcome | None:
         """Validate now and then and keep the weights that did best; stop after `patience`."""
         if self.config.ema:
             average: Any = self.module["average"]
             for name, part in average.items():
                 live = self.module[name]
                 move_average(part, live, ema=self.config.ema, step=step)
-        last = step + 1 == self.config.loop.steps
+        last = gone == 1 or step + 1 == self.config.loop.steps
         every = self.config.validate_every or self.epoch_steps
         if not self.writes or not (last or (step + 1) % every == 0):
             return None

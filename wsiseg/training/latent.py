@@ -119,7 +119,7 @@ class DenoiserTask:
         """(B, dim) L2-normalised float32 vectors of the encoder."""
         return nnf.normalize(self.encoder(images).float(), dim=-1)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, gone: float) -> None:
         """Move the averaged weights towards the live ones."""
         move_average(self.module["average"], self.module["live"], ema=self.training.ema, step=step)
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from wsiseg.atomic import staged
 from wsiseg.config import difference, from_mapping, to_mapping
-from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
+from wsiseg.errors import ConfigError, ModelError, UsageError
 from wsiseg.training.clock import Clock
 from wsiseg.training.curves import draw_curves
-from wsiseg.training.files import RunLog, read_state
+from wsiseg.training.files import RunLog
 from wsiseg.training.processes import Processes
 
 _OTHER_STREAM = 0x5DEECE66
@@ -101,8 +101,11 @@ class Task(Protocol):
         """Scalars to log; `loss` is minimised."""
         ...
 
-    def after_step(self, step: int) -> Outcome | None:
-        """Called after the optimiser: moving averages, validation, an early end."""
+    def after_step(self, step: int, gone: float) -> Outcome | None:
+        """Called after the optimiser: moving averages, validation, an early end.
+
+        `gone` is the share of the run's time, 0 without a limit; at 1 the step is the last one.
+        """
         ...
 
 
@@ -159,22 +162,6 @@ def learning_rate(config: LoopConfig, step: int, gone: float = 0.0) -> float:
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def resume_step(path: Path) -> tuple[int, dict[str, Any] | None]:
-    """(next step, state on the CPU) of what `run_loop` wrote; (0, None) where there is none.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    if not path.exists():
-        return 0, None
-    advice = "remove the run and start again"
-    state = read_state(path, advice)
-    try:
-        return int(state["step"]), state
-    except (LookupError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path}: not a training state; {advice}") from e
-
-
 def run_loop(
     task: Task,
     batches: Iterator[Any],
@@ -215,9 +202,10 @@ def run_loop(
     processes = Processes()
     device = next(task.module.parameters()).device
     clock = Clock(config.minutes, saved.get("seconds", 0.0) if saved else 0.0)
+    gone = clock.share(processes, device)
     with RunLog(run, first) if processes.first else nullcontext() as log:
         for step in range(first, config.steps):
-            rate = learning_rate(config, step, processes.value(clock.share, device))
+            rate = learning_rate(config, step, gone)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["rate"]
             values = _gradients(task, batches, config, step, (seed, processes.index))
@@ -225,8 +213,9 @@ def run_loop(
             norm = nn.utils.clip_grad_norm_(task.parameters(), config.clip_norm or math.inf)
             _check_finite(float(norm), "gradient", step)
             optimiser.step()
-            outcome = task.after_step(step) or Outcome({})
-            early = processes.agree(outcome.stop or clock.left_s == 0, device)
+            gone = clock.share(processes, device)
+            outcome = task.after_step(step, gone) or Outcome({})
+            early = processes.agree(outcome.stop or gone == 1, device)
             last = early or step + 1 == config.steps
             if log is not None:
                 log.add(values)

@@ -125,7 +125,7 @@ class PixelDDPMTask:
         network: PixelDenoiser = self.module[which]  # type: ignore[assignment]
         return network.predict_noise(noised, t.to(noised.device)).float()
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, gone: float) -> None:
         """Move the averaged weights towards the live ones."""
         move_average(self.module["average"], self.module["live"], ema=self.config.ema, step=step)
 

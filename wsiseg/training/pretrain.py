@@ -27,8 +27,9 @@ from wsiseg.models.extractors.vit import ViT
 from wsiseg.models.registry import build_extractor
 from wsiseg.training.autoencoder import AutoencoderTask, latent_statistics
 from wsiseg.training.dino import DinoTask
+from wsiseg.training.files import resume_step
 from wsiseg.training.latent import DenoiserTask
-from wsiseg.training.loop import LoopConfig, Task, claim_run, resume_step, run_loop
+from wsiseg.training.loop import LoopConfig, Task, claim_run, run_loop
 from wsiseg.training.parts import load_part, load_parts, save_part
 from wsiseg.training.pixel_ddpm import PixelDDPMTask
 from wsiseg.training.pretrain_config import (

@@ -220,7 +220,8 @@ class SlideFile:
             try:
                 return Image.fromarray(slide.read(box, grid))
             except SlideReadError:  # of OpenSlide, perhaps of damage that another thread met
-                return Image.fromarray(slide.read(box, grid))
+                with open_slide(self.path, mpp=self._own_mpp) as own:
+                    return Image.fromarray(own.read(box, grid))
 
 
 def open_file(

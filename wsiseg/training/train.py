@@ -30,9 +30,10 @@ from wsiseg.models.segmenter import Segmenter
 from wsiseg.stain import StainBasis, normalise_image, target_of
 from wsiseg.training.background import Background
 from wsiseg.training.feature_cache import FeatureCache
+from wsiseg.training.files import resume_step
 from wsiseg.training.finish import write_models
 from wsiseg.training.head_task import HeadTask, Inputs
-from wsiseg.training.loop import claim_run, resume_step, run_loop
+from wsiseg.training.loop import claim_run, run_loop
 from wsiseg.training.losses import frequency_weights
 from wsiseg.training.patches import ImageStore, Patches, UInt8, to_resolution, warn_of_enlarging
 from wsiseg.training.processes import Processes
@@ -262,7 +263,7 @@ def _continue_head(segmenter: Segmenter, start: Segmenter) -> None:
 def _claim_inputs(
     out: Path, batches: Patches, inputs: Inputs, extractor: FeatureExtractor, *, resumed: bool
 ) -> str:
-    """Keep which extractor, images and labels a run has; refuse to resume with others.
+    """Keep which extractor, images and labels a run has; refuse others, in any process.
 
     Returns:
         A digest of them: the same features belong to it and the configuration.
@@ -282,14 +283,15 @@ def _claim_inputs(
         record_of["background"] = batches.background.names
     text = json.dumps(record_of)
     record = out / "inputs.json"
-    if resumed and record.exists() and record.read_text() != text:
+    if Processes().first and not (resumed and record.exists()):
+        with staged(record) as (temporary,):
+            temporary.write_text(text)
+    Processes().wait()
+    if record.read_text() != text:
         raise UsageError(
             f"{out}: was started with another extractor, other images or labels, or by another "
             "version of wsiseg; use another --out"
         )
-    if Processes().first:
-        with staged(record) as (temporary,):
-            temporary.write_text(text)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
