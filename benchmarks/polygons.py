@@ -26,6 +26,7 @@ from timing import Memory, Row, Span, in_child, open_row, row_options, timed, wa
 
 from wsiseg.canvas import Canvas
 from wsiseg.geometry import Size
+from wsiseg.outputs.coverage import simplify
 from wsiseg.outputs.geojson import PolygonOptions, write_geojson
 from wsiseg.outputs.polygons import trace
 
@@ -83,7 +84,7 @@ def cost(canvas_path: str, geojson_path: str) -> dict[str, Any]:
         with timed(spans["trace"]):
             regions = trace(canvas)
         with timed(spans["simplify"]):
-            shapely.coverage_simplify(regions.polygons, TOLERANCE_UM / canvas.grid.mpp)
+            simplify(regions.polygons, TOLERANCE_UM / canvas.grid.mpp)
         count, vertices = len(regions), int(shapely.get_num_coordinates(regions.polygons).sum())
         del regions
         with timed(spans["file"]):

@@ -25,6 +25,7 @@ from wsiseg.canvas import Canvas
 from wsiseg.classes import TissueClass
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Grid
+from wsiseg.outputs.coverage import simplify
 from wsiseg.outputs.level0 import to_level0
 from wsiseg.outputs.polygons import Regions, trace
 from wsiseg.outputs.tracer import BAND_PX
@@ -123,7 +124,7 @@ def write_geojson(
     the region's own pixels, before holes were filled and borders simplified. The same run gives the
     same ids.
 
-    Memory bound: that of `trace`, and about as much again for simplifying.
+    Memory bound: that of `trace`, the polygons, and what `wsiseg.outputs.coverage` takes.
 
     Args:
         path: the file; it appears when it is complete. Its name is taken as it is.
@@ -178,7 +179,7 @@ def _simplify(
     if not len(index):
         return _Shapes(polygons[:0], index, tolerance, 0)
     if tolerance > 0:
-        polygons = shapely.coverage_simplify(polygons, tolerance / mpp)
+        polygons = simplify(polygons, tolerance / mpp)
     while True:
         vertices = int(shapely.get_num_coordinates(polygons[index]).sum())
         if vertices <= options.max_vertices or tolerance >= _MAX_TOLERANCE_UM:
@@ -186,7 +187,7 @@ def _simplify(
         excess = vertices / options.max_vertices
         tolerance = max(tolerance, mpp / 2) * min(4.0, max(1.25, excess**0.8))
         tolerance = min(tolerance, _MAX_TOLERANCE_UM)
-        polygons = shapely.coverage_simplify(polygons, tolerance / mpp)
+        polygons = simplify(polygons, tolerance / mpp)
 
 
 @contextmanager
