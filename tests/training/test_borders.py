@@ -190,7 +190,7 @@ def test_averaged_weights_go_on_after_a_stop(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
         original = HeadTask.after_step
-        patch.setattr(HeadTask, "after_step", lambda s, k: (fail(s, k), original(s, k))[1])
+        patch.setattr(HeadTask, "after_step", lambda s, *k: (fail(s, k[0]), original(s, *k))[1])
         with pytest.raises(KeyboardInterrupt):
             train(run, Touching(), fresh(), out=stopped)
     assert json.loads((stopped / "config.json").read_text())["ema"] == 0.9
