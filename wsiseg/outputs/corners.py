@@ -70,9 +70,6 @@ class Corners:
     @classmethod
     def concatenate(cls, parts: Sequence[Corners]) -> Corners:
         """The corners of all parts, one after the other."""
-        if not parts:
-            whole, small = np.zeros(0, np.int32), np.zeros(0, np.uint8)
-            return cls(whole, whole, small, small, np.zeros(0, bool))
         return cls(
             np.concatenate([p.x for p in parts]),
             np.concatenate([p.y for p in parts]),

@@ -146,14 +146,13 @@ def by_region(
     batch = np.empty(regions, np.int64)
     batch[order] = np.maximum(np.cumsum(count[order]) - 1, 0) // batch_corners
     last = [int(batch[owner].max(initial=-1)) for _, owner in parts]
-    nothing = (Corners.concatenate([]), np.zeros(0, np.int32))
     for number in np.unique(batch[count > 0]).tolist():
         taken = []
         for i, (corners, owner) in enumerate(parts):
             own = np.flatnonzero(batch[owner] == number)
             taken.append((corners.take(own), owner[own]))
             if last[i] == number:
-                parts[i] = nothing
+                parts[i] = corners.take(own[:0]), owner[own[:0]]
         corners = Corners.concatenate([c for c, _ in taken])
         order = np.lexsort((corners.x, corners.y))
         yield corners.take(order), np.concatenate([o for _, o in taken])[order]
