@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import shapely
 from output_canvases import MakeCanvas, UInt8, blobs
 
-from wsiseg.outputs import coverage
+from wsiseg.outputs import coverage, polygons
 from wsiseg.outputs.polygons import trace
 
 
@@ -27,26 +30,58 @@ def test_groups_change_nothing(
     make_canvas: MakeCanvas, vertices: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coverage, "CELL_PX", 8)
-    polygons = trace(make_canvas(islands(), chunk_px=64)).polygons
-    whole = shapely.coverage_simplify(polygons, tolerance)
-    parts = coverage.simplify(polygons, tolerance, vertices=vertices)
-    assert len(np.unique(coverage.groups(polygons))) >= 4
+    shapes = trace(make_canvas(islands(), chunk_px=64)).polygons
+    whole = shapely.coverage_simplify(shapes, tolerance)
+    parts = coverage.simplify(shapes, tolerance, vertices=vertices)
+    assert len(np.unique(coverage.groups(shapely.bounds(shapes).T))) >= 4
     assert shapely.equals_exact(parts, whole).all()
     assert shapely.coverage_is_valid(parts)
+
+
+@pytest.mark.parametrize("corners", [1, 600, 10**6])
+@pytest.mark.parametrize("piece", [{}, {"band_px": 50, "strip_px": 130}])
+def test_regions_are_simplified_as_they_are_traced(
+    make_canvas: MakeCanvas,
+    piece: dict[str, int],
+    corners: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same regions in the same order as all traced first, then all simplified at once."""
+    monkeypatch.setattr(coverage, "CELL_PX", 8)
+    by_region, batches = polygons.by_region, 0
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        nonlocal batches
+        for batch in by_region(*arguments, batch_corners=corners):
+            batches += 1
+            yield batch
+
+    monkeypatch.setattr(polygons, "by_region", counted)
+    canvas = make_canvas(islands(), chunk_px=64)
+    for smallest in (0, 40):
+        plain = trace(canvas, min_area_px=smallest)
+        batches = 0
+        simple = trace(canvas, **piece, min_area_px=smallest, tolerance_px=3.0)
+        assert batches == 1 if corners == 10**6 else batches >= 4
+        whole = shapely.coverage_simplify(plain.polygons, 3.0)
+        assert shapely.equals_exact(simple.polygons, whole).all()
+        for name in ("values", "areas_px", "confidences", "dropped"):
+            assert (getattr(simple, name) == getattr(plain, name)).all()
 
 
 def test_bounds_of_different_groups_lie_apart() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.integers(0, 3000, (2, 80))
     width, height = rng.integers(1, 200, (2, 80))
-    polygons = shapely.box(x, y, x + width, y + height)
-    group = coverage.groups(polygons)
+    shapes = shapely.box(x, y, x + width, y + height)
+    group = coverage.groups(shapely.bounds(shapes).T)
     assert 3 < len(np.unique(group)) < 80
     assert sorted(np.unique(group)) == list(range(group.max() + 1))
-    for a, one in enumerate(polygons):
-        for b, other in enumerate(polygons):
+    for a, one in enumerate(shapes):
+        for b, other in enumerate(shapes):
             assert group[a] == group[b] or not one.intersects(other)
 
 
 def test_nothing_to_simplify() -> None:
     assert len(coverage.simplify(np.zeros(0, object), 1.0)) == 0
+    assert len(coverage.groups(np.zeros((4, 0)))) == 0

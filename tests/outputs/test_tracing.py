@@ -44,7 +44,8 @@ def test_a_canvas_that_is_being_filled(tmp_path: Path, order: int) -> None:
             fill(canvas, key)
             time.sleep(0.01)
         found = tracing.regions()
-    whole = trace(canvas, min_area_px=OPTIONS.min_area_um2 / 0.25)
+    tolerance_px = OPTIONS.tolerance_um / 0.5
+    whole = trace(canvas, min_area_px=OPTIONS.min_area_um2 / 0.25, tolerance_px=tolerance_px)
     assert found is not None
     assert len(found) == len(whole) > 5
     assert shapely.equals_exact(found.polygons, whole.polygons).all()

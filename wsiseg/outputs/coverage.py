@@ -7,6 +7,8 @@ result. Knows no files, classes or units.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import shapely
@@ -35,7 +37,7 @@ def simplify(polygons: Polygons, tolerance_px: float, *, vertices: int = VERTICE
     sizes = shapely.get_num_coordinates(polygons)
     if int(sizes.sum()) <= vertices:
         return np.asarray(shapely.coverage_simplify(polygons, tolerance_px), object)
-    group = groups(polygons)
+    group = groups(shapely.bounds(polygons).T)
     order = np.argsort(group, kind="stable")
     ends = np.cumsum(np.bincount(group, weights=sizes))
     batch = (np.maximum(ends - 1, 0) // vertices).astype(np.int64)[group[order]]
@@ -45,9 +47,15 @@ def simplify(polygons: Polygons, tolerance_px: float, *, vertices: int = VERTICE
     return result
 
 
-def groups(polygons: Polygons) -> Int:
-    """(n,) number of each polygon's group, from 0; bounds of different groups lie apart."""
-    left, top, right, bottom = (shapely.bounds(polygons) // CELL_PX).astype(np.int64).T
+def groups(bounds: npt.NDArray[Any]) -> Int:
+    """(n,) number of each polygon's group, from 0; bounds of different groups lie apart.
+
+    Args:
+        bounds: (4, n) left, top, right and bottom of the polygons in pixels.
+    """
+    if not bounds.shape[1]:
+        return np.zeros(0, np.int64)
+    left, top, right, bottom = (bounds // CELL_PX).astype(np.int64)
     x, y = left.min(), top.min()
     cover = np.zeros((bottom.max() - y + 2, right.max() - x + 2), np.int64)
     for rows, columns, sign in (

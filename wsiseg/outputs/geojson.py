@@ -75,6 +75,10 @@ class PolygonOptions:
         """The minimum area in pixels of a grid."""
         return self.min_area_um2 / grid.pixel_area_um2
 
+    def tolerance_px(self, grid: Grid) -> float:
+        """The tolerance in pixels of a grid."""
+        return self.tolerance_um / math.sqrt(grid.pixel_area_um2)
+
 
 @dataclass(frozen=True)
 class GeoJsonReport:
@@ -124,7 +128,7 @@ def write_geojson(
     the region's own pixels, before holes were filled and borders simplified. The same run gives the
     same ids.
 
-    Memory bound: that of `trace`, the polygons, and what `wsiseg.outputs.coverage` takes.
+    Memory bound: that of `trace`.
 
     Args:
         path: the file; it appears when it is complete. Its name is taken as it is.
@@ -139,11 +143,14 @@ def write_geojson(
     exported = np.zeros(256, bool)
     for value, item in canvas.classes.values():
         exported[value] = options.all_classes or not item.background
-    pixel_um2 = canvas.grid.pixel_area_um2
     if regions is None:
-        smallest = options.min_area_px(canvas.grid)
-        regions = trace(canvas, band_px=options.band_px, min_area_px=smallest)
-    shapes = _simplify(regions, exported, options, math.sqrt(pixel_um2))
+        regions = trace(
+            canvas,
+            band_px=options.band_px,
+            min_area_px=options.min_area_px(canvas.grid),
+            tolerance_px=options.tolerance_px(canvas.grid),
+        )
+    shapes = _within_budget(regions, exported, options, math.sqrt(canvas.grid.pixel_area_um2))
     with staged(Path(path)) as (temporary,), _text(temporary, options.gzip) as out:
         features, vertices = _write(out, canvas, options, regions, shapes)
     report = GeoJsonReport(
@@ -166,10 +173,10 @@ def write_geojson(
     return report
 
 
-def _simplify(
+def _within_budget(
     regions: Regions, exported: npt.NDArray[np.bool_], options: PolygonOptions, mpp: float
 ) -> _Shapes:
-    """All borders simplified together, at a tolerance that keeps to the vertex budget.
+    """The exported regions, all simplified further while they do not keep to the vertex budget.
 
     A higher tolerance continues from the lower one: corners go in the order of their triangles,
     so starting again would come to the same place.
@@ -178,8 +185,6 @@ def _simplify(
     polygons, tolerance = regions.polygons, options.tolerance_um
     if not len(index):
         return _Shapes(polygons[:0], index, tolerance, 0)
-    if tolerance > 0:
-        polygons = simplify(polygons, tolerance / mpp)
     while True:
         vertices = int(shapely.get_num_coordinates(polygons[index]).sum())
         if vertices <= options.max_vertices or tolerance >= _MAX_TOLERANCE_UM:

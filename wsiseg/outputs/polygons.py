@@ -5,7 +5,10 @@ of its own. Its polygon follows the edges of its pixels
 exactly, keeps holes, and has a vertex at every corner and wherever three or more labels meet, so
 that all polygons together are a valid coverage (neighbours share every vertex of their border).
 
-`wsiseg.outputs.tracer` says how, and what memory it takes.
+Where a tolerance is given, polygons are simplified together as soon as they are made, those that
+lie apart one group after the other, so that the exact ones of the whole canvas are never held.
+
+`wsiseg.outputs.tracer` says how boundaries are found, and what memory that takes.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import shapely
 
 from wsiseg.canvas import Canvas
 from wsiseg.outputs.corners import Corners
+from wsiseg.outputs.coverage import groups, simplify
 from wsiseg.outputs.rings import closed_rings, find_rings, next_corner, signed_areas
 from wsiseg.outputs.tracer import BAND_PX, STRIP_PX, Part, Tracer
 
@@ -28,6 +32,7 @@ Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
 BATCH_CORNERS = 1 << 22
 """Corners that are joined to rings at a time, each of which takes about 100 bytes meanwhile."""
+NOWHERE = np.iinfo(np.int64).max
 
 
 class Region(NamedTuple):
@@ -88,6 +93,7 @@ def trace(
     band_px: int = BAND_PX,
     strip_px: int = STRIP_PX,
     min_area_px: float = 0,
+    tolerance_px: float = 0,
 ) -> Regions:
     """All regions of a canvas of value 1 or more, the same for any size of the pieces.
 
@@ -97,54 +103,94 @@ def trace(
         strip_px: columns read at a time.
         min_area_px: smaller regions are dropped and smaller holes filled. Whatever lies in a
             filled hole is smaller than the hole and so dropped as well: nothing overlaps.
+        tolerance_px: as of `wsiseg.outputs.coverage.simplify`; 0 keeps the pixel edges.
     """
     tracer = Tracer(canvas, band_px=band_px, strip_px=strip_px, min_area_px=min_area_px)
     for piece in tracer.pieces():
         tracer.add(piece)
-    return assemble(tracer)
+    return assemble(tracer, tolerance_px=tolerance_px)
 
 
-def assemble(tracer: Tracer) -> Regions:
+def assemble(tracer: Tracer, *, tolerance_px: float = 0) -> Regions:
     """The regions of a canvas of which a tracer was given every piece.
 
-    Corners are joined to rings, rings to polygons, some regions at a time.
+    Corners are joined to rings, rings to polygons, and these simplified, some regions at a time.
     """
     parts, stats = tracer.finish()
+    extents = find_extents(parts, len(stats.area))
+    together = groups(extents.bounds) if tolerance_px else _ranks(extents.first)
     polygons, owners = [np.zeros(0, object)], [np.zeros(0, np.int32)]
-    for corners, owner in by_region(parts, len(stats.area)):
+    for corners, owner in by_region(parts, extents.corners, together):
         found, owner = _polygons(corners, owner, max(tracer.min_area_px, 1))
-        polygons.append(found)
+        polygons.append(simplify(found, tolerance_px) if tolerance_px else found)
         owners.append(owner)
     owner = np.concatenate(owners)
+    order = np.argsort(extents.first[owner], kind="stable")
+    owner = owner[order]
     small = (stats.value > 0) & (stats.area < tracer.min_area_px)
     return Regions(
         values=stats.value[owner].astype(np.uint8),
-        polygons=np.concatenate(polygons),
+        polygons=np.concatenate(polygons)[order],
         areas_px=stats.area[owner],
         confidences=stats.confidence[owner] / (255.0 * stats.area[owner]),
         dropped=np.bincount(stats.value[small], minlength=256),
     )
 
 
-def by_region(
-    parts: list[Part], regions: int, *, batch_corners: int = BATCH_CORNERS
-) -> Iterator[Part]:
-    """The corners of some regions at a time, regions in the order of their first corners.
+class Extents(NamedTuple):
+    """Where regions lie, by their corners.
 
-    Args:
-        parts: corners with their regions, 0 .. `regions` - 1; emptied on the way.
-        regions: how many there are.
-        batch_corners: about so many at a time; a region is never divided.
+    Attributes:
+        first: (n,) place of the first corner in reading order; NOWHERE without corners.
+        corners: (n,) how many there are.
+        bounds: (4, n) smallest x and y and largest x and y; zeros without corners.
     """
-    first, count = np.full(regions, np.iinfo(np.int64).max), np.zeros(regions, np.int64)
+
+    first: Int
+    corners: Int
+    bounds: Int
+
+
+def find_extents(parts: list[Part], regions: int) -> Extents:
+    """The extents of regions 0 .. `regions` - 1 from corners with their regions."""
+    first, count = np.full(regions, NOWHERE), np.zeros(regions, np.int64)
+    low, high = np.full((2, regions), NOWHERE), np.zeros((2, regions), np.int64)
     for corners, owner in parts:
-        found, place, size = np.unique(owner, return_index=True, return_counts=True)
+        order = np.argsort(owner, kind="stable")
+        starts = np.flatnonzero(np.diff(owner[order], prepend=-1))
+        place = order[starts]
+        found = owner[place]
         key = (corners.y[place].astype(np.int64) << 32) + corners.x[place]
         first[found] = np.minimum(first[found], key)
-        count[found] += size
-    order = np.argsort(first, kind="stable")
-    batch = np.empty(regions, np.int64)
-    batch[order] = np.maximum(np.cumsum(count[order]) - 1, 0) // batch_corners
+        count[found] += np.diff(starts, append=len(order))
+        for axis, values in enumerate((corners.x[order], corners.y[order])):
+            low[axis, found] = np.minimum(low[axis, found], np.minimum.reduceat(values, starts))
+            high[axis, found] = np.maximum(high[axis, found], np.maximum.reduceat(values, starts))
+    low[:, count == 0] = 0
+    return Extents(first, count, np.concatenate([low, high]))
+
+
+def _ranks(keys: Int) -> Int:
+    """The place of each key among all of them in order."""
+    ranks = np.empty(len(keys), np.int64)
+    ranks[np.argsort(keys, kind="stable")] = np.arange(len(keys))
+    return ranks
+
+
+def by_region(
+    parts: list[Part], count: Int, together: Int, *, batch_corners: int = BATCH_CORNERS
+) -> Iterator[Part]:
+    """The corners of some regions at a time, in reading order.
+
+    Args:
+        parts: corners with their regions; emptied on the way.
+        count: (n,) how many corners each region has.
+        together: (n,) number of the group of each region, from 0: groups come in this order, and
+            none is divided.
+        batch_corners: about so many at a time.
+    """
+    ends = np.cumsum(np.bincount(together, count))
+    batch = (np.maximum(ends - 1, 0) // batch_corners).astype(np.int64)[together]
     last = [int(batch[owner].max(initial=-1)) for _, owner in parts]
     for number in np.unique(batch[count > 0]).tolist():
         taken = []

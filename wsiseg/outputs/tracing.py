@@ -49,7 +49,7 @@ class Tracing:
         """
         smallest = options.min_area_px(canvas.grid)
         tracer = Tracer(canvas, band_px=options.band_px, min_area_px=smallest)
-        arguments = (canvas, tracer, frozenset(awaited))
+        arguments = (canvas, tracer, options.tolerance_px(canvas.grid), frozenset(awaited))
         self._thread = threading.Thread(
             target=self._run, args=arguments, name="tracing", daemon=True
         )
@@ -68,7 +68,13 @@ class Tracing:
             raise self._error
         return self._found
 
-    def _run(self, canvas: Canvas, tracer: Tracer, awaited: frozenset[tuple[int, int]]) -> None:
+    def _run(
+        self,
+        canvas: Canvas,
+        tracer: Tracer,
+        tolerance_px: float,
+        awaited: frozenset[tuple[int, int]],
+    ) -> None:
         try:
             for piece in tracer.pieces():
                 missing = [key for key in piece.cells(canvas.chunk_px) if key in awaited]
@@ -78,6 +84,6 @@ class Tracing:
                 if self._stopped.is_set():
                     return
                 tracer.add(piece)
-            self._found = assemble(tracer)
+            self._found = assemble(tracer, tolerance_px=tolerance_px)
         except BaseException as e:  # raised again by who asks for the regions
             self._error = e
