@@ -50,7 +50,7 @@ COMMANDS = {
     "memory": Command(
         "memory.py",
         "--size 5120 5120 --size 5120 10240",
-        "--size 20000 20000 --size 50000 12500 --size 50000 25000",
+        "--size 20000 20000 --size 50000 50000 --size 50000 100000",
     ),
     "pyramid": Command("pyramid.py", "--size 16384 8192 --block 2048", ""),
     "polygons": Command("polygons.py", "--side 4096 --part 1024", "--size 50000 40000"),

@@ -22,7 +22,7 @@ from torch.nn import functional as nnf
 
 from wsiseg.geometry import Point
 from wsiseg.models import fused
-from wsiseg.models.extractors.fused_blocks import fuse
+from wsiseg.models.extractors.fused_blocks import fold_times, fuse
 
 PLACES = [Point(0, 0), Point(32, 0), Point(32, 64)]
 MODELS = [
@@ -53,6 +53,24 @@ def test_fused_networks_give_the_same(name: str) -> None:
             assert float((a - b).abs().max()) <= 2e-5 * float(b.abs().max())
 
 
+@pytest.mark.parametrize("name", ["pathsegdiff", "pathsegdiff, steps and taps"])
+def test_folded_times_change_nothing(name: str) -> None:
+    """But for the rounding of a product with one row; the embedding is not computed any more."""
+    joined: Any = fuse(tiny_extractor(name))
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        before = joined(images, PLACES, 4)
+        assert fold_times(joined.unet, joined.config.timesteps)
+        steps = len(joined.config.timesteps)
+        assert (steps == 1) == (name == "pathsegdiff")
+        blocks = [m for m in joined.unet.modules() if hasattr(m, "folded")]
+        assert {len(b.folded) for b in blocks} == {steps}
+        del joined.unet.time_embedding
+        after = joined(images, PLACES, 4)
+    for a, b in zip(after, before, strict=True):
+        assert float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
+
+
 def test_blocks_of_other_kinds_are_left() -> None:
     source: Any = tiny_extractor()
     block = source.unet.down_blocks[0].resnets[0]
@@ -62,6 +80,7 @@ def test_blocks_of_other_kinds_are_left() -> None:
     source.first_stage.encoder.mid_block.attentions[0].rescale_output_factor = 2.0
     joined: Any = fuse(source)
     assert joined.unet.down_blocks[0].resnets[0] is block
+    assert not fold_times(joined.unet, [50]), "a block that wants the embedding"
     left = {type(m).__name__ for m in joined.modules()}
     assert {"ResnetBlock2D", "Transformer2DModel", "Upsample2D", "Attention"} <= left
 

@@ -1,10 +1,11 @@
 """A diffusion extractor made fast for GPUs: half precision, fused blocks, graphs. Knows no slides.
 
-Weights are kept in the half type, channels side by side in memory, and blocks fused
-(`models/extractors/fused_blocks.py`). From the second batch of a size on the launches of all
-kernels are replayed as one CUDA graph; smaller batches after that are filled up, so that a tile is
-computed in the same way in all of them. Noise belongs to the place of a tile, so it is no part of
-the graph but one of its inputs, and is drawn on the host while the device works.
+Weights are kept in the half type, channels side by side in memory, blocks fused and what they add
+at each timestep computed once (`models/extractors/fused_blocks.py`). From the second batch of a
+size on the launches of all kernels are replayed as one CUDA graph; smaller batches after that are
+filled up, so that a tile is computed in the same way in all of them. Noise belongs to the place of
+a tile, so it is no part of the graph but one of its inputs, and is drawn on the host while the
+device works.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from wsiseg.geometry import Point
 from wsiseg.inference.memory import lacks_memory
 from wsiseg.models.base import FeatureExtractor, Features
 from wsiseg.models.diffusion import place_noise, supplied_noise
-from wsiseg.models.extractors.fused_blocks import fuse
+from wsiseg.models.extractors.fused_blocks import fold_times, fuse
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
 from wsiseg.models.fused import channels_last
 from wsiseg.models.segmenter import Segmenter
@@ -73,6 +74,7 @@ class FastExtractor(FeatureExtractor):
         network = copy.deepcopy(source).eval().requires_grad_(False).to(dtype)
         network.drop_decoder()
         fuse(network)
+        fold_times(network.unet, network.config.timesteps)
         device = next(network.parameters()).device
         network.alphas_bar = network.alphas_bar.to(device)
         self.network, self.graphs = network, device.type == "cuda"

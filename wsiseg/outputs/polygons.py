@@ -30,7 +30,7 @@ from wsiseg.outputs.tracer import BAND_PX, STRIP_PX, Part, Tracer
 Int = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
-BATCH_CORNERS = 1 << 22
+BATCH_CORNERS = 1 << 20
 """Corners that are joined to rings at a time, each of which takes about 100 bytes meanwhile."""
 NOWHERE = np.iinfo(np.int64).max
 
@@ -191,17 +191,24 @@ def by_region(
     """
     ends = np.cumsum(np.bincount(together, count))
     batch = (np.maximum(ends - 1, 0) // batch_corners).astype(np.int64)[together]
-    last = [int(batch[owner].max(initial=-1)) for _, owner in parts]
+    spans = [_span(batch[owner]) for _, owner in parts]
     for number in np.unique(batch[count > 0]).tolist():
         taken = []
         for i, (corners, owner) in enumerate(parts):
+            if number not in spans[i]:
+                continue
             own = np.flatnonzero(batch[owner] == number)
             taken.append((corners.take(own), owner[own]))
-            if last[i] == number:
+            if spans[i][-1] == number:
                 parts[i] = corners.take(own[:0]), owner[own[:0]]
         corners = Corners.concatenate([c for c, _ in taken])
         order = np.lexsort((corners.x, corners.y))
         yield corners.take(order), np.concatenate([o for _, o in taken])[order]
+
+
+def _span(numbers: Int) -> range:
+    """From the smallest to the largest of some numbers."""
+    return range(numbers.min(), numbers.max() + 1) if len(numbers) else range(0)
 
 
 def _polygons(

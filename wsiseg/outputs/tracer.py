@@ -33,7 +33,7 @@ Bool = npt.NDArray[np.bool_]
 Part = tuple[Corners, Int32]
 """Corners in reading order, and the region of each."""
 
-BAND_PX, STRIP_PX = 512, 8192
+BAND_PX, STRIP_PX = 512, 4096
 """Default height and width of a piece: rows and columns of chunks of the canvas."""
 
 

@@ -8,6 +8,7 @@ one product for queries, keys and values, channels side by side in memory throug
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -43,6 +44,29 @@ def fuse(network: nn.Module) -> nn.Module:
             if fused is not None:
                 setattr(parent, name, fused.eval())
     return network
+
+
+def fold_times(unet: nn.Module, timesteps: Sequence[int]) -> bool:
+    """Compute once what the residual blocks of a fused U-Net add at each timestep.
+
+    `read_taps` then gives the blocks the number of the timestep in place of its embedding.
+
+    Returns:
+        Whether that was done: it is not where blocks were left as they were.
+    """
+    net: Any = unet
+    blocks = [m for m in unet.modules() if isinstance(m, FusedResnet)]
+    if any(hasattr(m, "time_emb_proj") for m in unet.modules()):
+        return False
+    weight = net.conv_in.weight
+    with torch.no_grad():
+        for t in timesteps:
+            time = torch.tensor([t], device=weight.device)
+            temb = net.time_embedding(net.time_proj(time).to(weight.dtype))
+            for block in blocks:
+                block.folded = (*block.folded, block.added(temb))
+    net.folded_times = tuple(timesteps)
+    return True
 
 
 class FusedNorm(nn.Module):
@@ -82,12 +106,19 @@ class FusedResnet(nn.Module):
         self.conv1, self.conv2 = source.conv1, source.conv2
         self.time = source.time_emb_proj
         self.shortcut = source.conv_shortcut
+        self.folded: tuple[Tensor, ...] = ()
 
-    def forward(self, x: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        """(B, C', H, W) of (B, C, H, W) and (B, width) time embeddings, all of one time."""
-        add = self.conv1.bias[None]
+    def added(self, temb: Tensor | None) -> Tensor:
+        """(1, C') what the first convolution and the time add to each channel."""
+        add: Tensor = self.conv1.bias[None]
         if self.time is not None and temb is not None:
             add = add + self.time(nnf.silu(temb[:1]))
+        return add
+
+    def forward(self, x: Tensor, temb: Tensor | int | None = None, *_: Any, **__: Any) -> Tensor:
+        """(B, C', H, W) of (B, C, H, W) and (B, width) time embeddings, all of one time, or the
+        number of a time of `fold_times`."""
+        add = self.folded[temb] if isinstance(temb, int) else self.added(temb)
         h = _convolve(group_norm(x, self.norm1, silu=True), self.conv1)
         h = _convolve(group_norm(h, self.norm2, silu=True, add=add), self.conv2)
         bias = self.conv2.bias

@@ -232,8 +232,7 @@ def read_taps(
         One (B, channels, h / r, w / r) tensor a tap, see `tap_layout`.
     """
     net: Any = unet
-    time = torch.full((len(latents),), timestep, device=latents.device, dtype=torch.long)
-    temb = net.time_embedding(net.time_proj(time).to(latents.dtype))
+    temb = _time(net, timestep, latents)
     x = net.conv_in(latents)
     skips: list[Tensor] = [x]
     for block in net.down_blocks:
@@ -260,3 +259,13 @@ def read_taps(
             if index in taps:
                 found.append(x)
     return found
+
+
+def _time(net: Any, timestep: int, latents: Tensor) -> Tensor | int:
+    """The time embedding of a batch; where it is folded into the blocks, its number there."""
+    folded: tuple[int, ...] = getattr(net, "folded_times", ())
+    if timestep in folded:
+        return folded.index(timestep)
+    time = torch.full((len(latents),), timestep, device=latents.device, dtype=torch.long)
+    embedding: Tensor = net.time_embedding(net.time_proj(time).to(latents.dtype))
+    return embedding
