@@ -155,8 +155,8 @@ def find_extents(parts: list[Part], regions: int) -> Extents:
     """The extents of regions 0 .. `regions` - 1 from corners with their regions."""
     first, count = np.full(regions, NOWHERE), np.zeros(regions, np.int64)
     low, high = np.full((2, regions), NOWHERE), np.zeros((2, regions), np.int64)
-    for corners, owner in parts:
-        order = np.argsort(owner, kind="stable")
+    for packed, owner in parts:
+        corners, order = packed.corners(), np.argsort(owner, kind="stable")
         starts = np.flatnonzero(np.diff(owner[order], prepend=-1))
         place = order[starts]
         found = owner[place]
@@ -179,8 +179,8 @@ def _ranks(keys: Int) -> Int:
 
 def by_region(
     parts: list[Part], count: Int, together: Int, *, batch_corners: int = BATCH_CORNERS
-) -> Iterator[Part]:
-    """The corners of some regions at a time, in reading order.
+) -> Iterator[tuple[Corners, Int32]]:
+    """The corners of some regions at a time, in reading order, and the region of each.
 
     Args:
         parts: corners with their regions; emptied on the way.
@@ -194,13 +194,13 @@ def by_region(
     spans = [_span(batch[owner]) for _, owner in parts]
     for number in np.unique(batch[count > 0]).tolist():
         taken = []
-        for i, (corners, owner) in enumerate(parts):
+        for i, (packed, owner) in enumerate(parts):
             if number not in spans[i]:
                 continue
             own = np.flatnonzero(batch[owner] == number)
-            taken.append((corners.take(own), owner[own]))
+            taken.append((packed.take(own).corners(), owner[own]))
             if spans[i][-1] == number:
-                parts[i] = corners.take(own[:0]), owner[own[:0]]
+                parts[i] = packed.take(own[:0]), owner[own[:0]]
         corners = Corners.concatenate([c for c, _ in taken])
         order = np.lexsort((corners.x, corners.y))
         yield corners.take(order), np.concatenate([o for _, o in taken])[order]

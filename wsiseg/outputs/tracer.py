@@ -7,7 +7,7 @@ the places where a region's boundary turns or meets a third label; boundaries ar
 end, some regions at a time, by joining each such place to the next along its row or column. Nothing
 is cut at a seam, so the result does not depend on the size of the pieces.
 
-Memory bound: one piece of labels and confidences with a few masks of its size, plus 15 bytes for
+Memory bound: one piece of labels and confidences with a few masks of its size, plus 9 bytes for
 each vertex of the regions kept. Regions under the minimum area that lie inside one
 piece are dropped with it.
 """
@@ -23,14 +23,14 @@ import numpy.typing as npt
 
 from wsiseg.canvas import Canvas
 from wsiseg.geometry import Box
-from wsiseg.outputs.corners import Corners, find_corners
+from wsiseg.outputs.corners import Packed, find_corners
 from wsiseg.regions import Labels, connected, find_runs, run_of
 
 Int = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
-Part = tuple[Corners, Int32]
+Part = tuple[Packed, Int32]
 """Corners in reading order, and the region of each."""
 
 BAND_PX, STRIP_PX = 512, 4096
@@ -82,7 +82,7 @@ class Tracer:
         self._canvas, self.min_area_px = canvas, min_area_px
         self._band_px, self._strip_px = band_px, strip_px
         self._count = 0
-        self._corners: deque[Corners] = deque()
+        self._corners: deque[Packed] = deque()
         self._owners: deque[Int32] = deque()  # component of each corner
         self._stats: list[Sums] = []
         self._seams: list[Int] = []  # (2, n) pairs of components that are one region
@@ -166,7 +166,7 @@ class Tracer:
         owner[here] = component + np.int32(self._count)
         keep = ~here
         keep[here] = ~small[component]
-        self._corners.append(corners.take(keep))
+        self._corners.append(Packed.of(corners.take(keep)))
         self._owners.append(owner[keep])
 
     def finish(self) -> tuple[list[Part], Sums]:
