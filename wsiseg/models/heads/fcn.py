@@ -163,7 +163,8 @@ def upsampling(low: int, high: int, count: int, *, like: Tensor) -> Tensor:
         (count * high, 3 * count * low).
     """
     lines = nnf.interpolate(torch.eye(low)[None], size=high, mode="linear", align_corners=False)
-    laid = torch.block_diag(*[lines[0].T] * count)  # type: ignore[no-untyped-call]
+    tiles = torch.eye(count)[:, None, :, None] * lines[0].T[:, None]  # (count, high, count, low)
+    laid = tiles.reshape(count * high, count * low)
     padded = nnf.pad(laid, (0, 0, 1, 1))
     return torch.cat([padded[place : place + len(laid)] for place in range(3)], dim=1).to(like)
 
