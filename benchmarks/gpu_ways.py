@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import wsiseg.models.fused as fused
-from wsiseg.models.extractors.fused_blocks import fuse
+from wsiseg.models.extractors.fused_blocks import fold_times, fuse
 from wsiseg.models.extractors.latent import encode_with_details, read_taps
 from wsiseg.models.segmenter import Segmenter
 
@@ -185,5 +185,7 @@ def bf16(segmenter: Segmenter, part: str, *, fusing: bool) -> Segmenter:
         nn.Module.to(own, torch.bfloat16)
         nn.Module.to(own, memory_format=torch.channels_last)  # type: ignore[call-overload]
         extractor._modules[name] = fuse(own) if fusing else own
+        if fusing and name == "unet":
+            fold_times(own, extractor.config.timesteps)
     made._modules["extractor"] = extractor
     return made

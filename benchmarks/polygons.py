@@ -7,7 +7,8 @@ must be its pixels, to the pixel, before anything is simplified. On a part (--pa
 coverages is slow) the file must be the same byte for byte for several heights of the bands, the
 regions those of narrower strips, and the polygons a valid coverage after simplification. The cost
 is that of tracing and simplifying a slide (--size) with tissue on about 30 %, the memory that of
-writing its whole file in a process of its own.
+it and of writing a file with the defaults, in a process of its own. The tissue is in islands that
+lie apart; with --one-piece thin bridges make it hang together.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def check(row: Row, canvas: Canvas, part: Canvas, folder: Path) -> None:
 @row_options
 @click.option("--side", default=8192, show_default=True, help="Side of the labels in pixels.")
 @click.option("--size", type=int, nargs=2, help="Of the slide to measure; default: a square.")
+@click.option("--one-piece", is_flag=True, help="Tissue that hangs together everywhere.")
 @click.option("--part", default=2048, show_default=True, help="Side of the part to check.")
 def main(**words: Any) -> None:
     """Check, then measure."""
@@ -122,7 +124,7 @@ def main(**words: Any) -> None:
         folder = Path(name)
         canvas = fill_canvas(folder / "canvas", Size(side, side), block)
         check(row, canvas, fill_canvas(folder / "part", Size(part, part), block), folder)
-        tissue = sparse_labels(len(block))
+        tissue = sparse_labels(len(block), one_piece=words["one_piece"])
         size = Size(*(words["size"] or (side, side)))
         sparse = fill_canvas(folder / "sparse", size, tissue)
         plain = in_child(plain_cost, str(sparse.path))

@@ -116,11 +116,18 @@ def dense_labels(side: int, *, scale_px: float = 24.0) -> UInt8:
     return np.argmax(fields, axis=0).astype(np.uint8) + np.uint8(1)
 
 
-def sparse_labels(side: int) -> UInt8:
-    """(side, side) labels of tissue on about 30 %: patches of classes inside, 0 outside."""
+def sparse_labels(side: int, *, one_piece: bool = False) -> UInt8:
+    """(side, side) labels of tissue on about 30 %: patches of classes inside, 0 outside.
+
+    The tissue of one block repeated is islands, with `one_piece` joined by bridges of a hundredth
+    of its side.
+    """
     block = dense_labels(side)
     axis = np.arange(side) * 8 // side
     inside = (axis[:, None] < 5) & (axis[None] >= 1) & (axis[None] < 5)
+    if one_piece:
+        bridge = np.arange(side) % (side // 2) < side // 100
+        inside |= bridge[:, None] | bridge[None]
     return block * inside
 
 

@@ -43,6 +43,8 @@ def test_features_are_half_and_noise_is_that_of_place_and_seed() -> None:
         same, again = quick(tiles(), SPOTS, 0), quick(tiles(), SPOTS, 0)
         other, moved = quick(tiles(), SPOTS, 1), quick(tiles(), SPOTS[::-1], 0)
     assert {m.dtype for m in same} == {torch.bfloat16}
+    steps: Any = quick.network.config.timesteps
+    assert getattr(quick.network.unet, "folded_times") == tuple(steps), "what time adds is folded"  # noqa: B009
     assert [m.shape[1] for m in same] == [s.channels for s in quick.specs]
     assert all(m.is_contiguous(memory_format=torch.channels_last) for m in same)
     assert all(torch.equal(a, b) for a, b in zip(same, again, strict=True))

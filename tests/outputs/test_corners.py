@@ -8,7 +8,7 @@ import pytest
 from wsiseg.outputs.corners import Corners, Packed
 
 
-@pytest.mark.parametrize(("spread", "size"), [(200, 3), (60_000, 5), (70_000, 9)])
+@pytest.mark.parametrize(("spread", "size"), [(255, 3), (256, 5), (65_535, 5), (65_536, 9)])
 @pytest.mark.parametrize("count", [0, 1, 500])
 def test_packed_and_back(spread: int, size: int, count: int) -> None:
     rng = np.random.default_rng(0)

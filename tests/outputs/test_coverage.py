@@ -69,6 +69,22 @@ def test_regions_are_simplified_as_they_are_traced(
             assert (getattr(simple, name) == getattr(plain, name)).all()
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_batches_divide_no_group(size: int) -> None:
+    group = np.random.default_rng(2).integers(0, 9, 60)
+    group[group == 4] = 5  # one that is empty
+    order = np.lexsort((np.arange(60), group)).astype(np.int32)
+    batches = [order[i : i + size] for i in range(0, 60, size)]
+    shapes = [(np.array([str(n) for n in b], object), b) for b in map(np.sort, batches)]
+    found = list(polygons.by_group(shapes, group))
+    assert sorted(np.concatenate([owner for _, owner in found]).tolist()) == list(range(60))
+    held = [set(group[owner].tolist()) for _, owner in found]
+    assert sum(map(len, held)) == len(set(group.tolist()))
+    assert 2 <= len(found) <= len(batches) + 1
+    for names, owner in found:
+        assert names.tolist() == [str(n) for n in owner]
+
+
 def test_bounds_of_different_groups_lie_apart() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.integers(0, 3000, (2, 80))

@@ -81,7 +81,7 @@ class Corners:
 
 @dataclass(frozen=True)
 class Packed:
-    """Corners that lie close together in less memory: 5 bytes each up to 65,536 px apart.
+    """Corners that lie close together in less memory: 5 bytes each up to 65,535 px apart.
 
     Attributes:
         left, top: what x and y are counted from.

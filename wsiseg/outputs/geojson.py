@@ -134,7 +134,8 @@ def write_geojson(
         path: the file; it appears when it is complete. Its name is taken as it is.
         canvas: labels and confidences.
         options: see `PolygonOptions`.
-        regions: those of the canvas, traced with the same options; None: they are traced now.
+        regions: those of the canvas, traced with the same minimum area and at most the same
+            tolerance; None: they are traced now.
 
     Raises:
         OutputError: the file cannot be written.
@@ -185,6 +186,8 @@ def _within_budget(
     polygons, tolerance = regions.polygons, options.tolerance_um
     if not len(index):
         return _Shapes(polygons[:0], index, tolerance, 0)
+    if tolerance / mpp > regions.tolerance_px:
+        polygons = simplify(polygons, tolerance / mpp)
     while True:
         vertices = int(shapely.get_num_coordinates(polygons[index]).sum())
         if vertices <= options.max_vertices or tolerance >= _MAX_TOLERANCE_UM:

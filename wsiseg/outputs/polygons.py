@@ -5,16 +5,18 @@ of its own. Its polygon follows the edges of its pixels
 exactly, keeps holes, and has a vertex at every corner and wherever three or more labels meet, so
 that all polygons together are a valid coverage (neighbours share every vertex of their border).
 
-Where a tolerance is given, polygons are simplified together as soon as they are made, those that
-lie apart one group after the other, so that the exact ones of the whole canvas are never held.
+Where a tolerance is given, polygons that hang together are simplified together as soon as they are
+made, one group after the other.
 
-`wsiseg.outputs.tracer` says how boundaries are found, and what memory that takes.
+`wsiseg.outputs.tracer` says how boundaries are found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +32,8 @@ from wsiseg.outputs.tracer import BAND_PX, STRIP_PX, Part, Tracer
 Int = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
+Shapes = tuple[npt.NDArray[np.object_], Int32]
+"""Polygons, and the region of each."""
 BATCH_CORNERS = 1 << 20
 """Corners that are joined to rings at a time, each of which takes about 100 bytes meanwhile."""
 NOWHERE = np.iinfo(np.int64).max
@@ -61,6 +65,7 @@ class Regions:
         areas_px: (n,) int64 pixels.
         confidences: (n,) float64 mean probabilities, 0..1.
         dropped: regions under the minimum area for each value, (256,) int64.
+        tolerance_px: to which the polygons are simplified; 0 where they follow the pixel edges.
     """
 
     values: UInt8
@@ -68,6 +73,7 @@ class Regions:
     areas_px: Int
     confidences: npt.NDArray[np.float64]
     dropped: Int
+    tolerance_px: float = 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -114,26 +120,34 @@ def trace(
 def assemble(tracer: Tracer, *, tolerance_px: float = 0) -> Regions:
     """The regions of a canvas of which a tracer was given every piece.
 
-    Corners are joined to rings, rings to polygons, and these simplified, some regions at a time.
+    Corners are joined to rings, rings to polygons, some regions at a time, and polygons simplified
+    as soon as all that hang together are there.
+
+    Memory bound: 9 bytes a corner, about 100 more for those that are joined at a time, about 100 a
+    vertex for the polygons that are simplified at a time (`wsiseg.outputs.coverage`), and the
+    polygons that come out; without a tolerance those are exact and of 16 bytes a vertex.
     """
     parts, stats = tracer.finish()
     extents = find_extents(parts, len(stats.area))
-    together = groups(extents.bounds) if tolerance_px else _ranks(extents.first)
-    polygons, owners = [np.zeros(0, object)], [np.zeros(0, np.int32)]
-    for corners, owner in by_region(parts, extents.corners, together):
-        found, owner = _polygons(corners, owner, max(tracer.min_area_px, 1))
-        polygons.append(simplify(found, tolerance_px) if tolerance_px else found)
-        owners.append(owner)
-    owner = np.concatenate(owners)
+    group = groups(extents.bounds) if tolerance_px else np.zeros(len(stats.area), np.int64)
+    rank = np.empty(len(group), np.int64)
+    rank[np.lexsort((extents.first, group))] = np.arange(len(group))
+    join = partial(_polygons, min_hole_px=max(tracer.min_area_px, 1))
+    shapes: Iterator[Shapes] = starmap(join, by_region(parts, extents.corners, rank))
+    if tolerance_px:
+        whole = by_group(shapes, group)
+        shapes = ((simplify(found, tolerance_px), owner) for found, owner in whole)
+    polygons, owner = _joined(list(shapes))
     order = np.argsort(extents.first[owner], kind="stable")
     owner = owner[order]
     small = (stats.value > 0) & (stats.area < tracer.min_area_px)
     return Regions(
         values=stats.value[owner].astype(np.uint8),
-        polygons=np.concatenate(polygons)[order],
+        polygons=polygons[order],
         areas_px=stats.area[owner],
         confidences=stats.confidence[owner] / (255.0 * stats.area[owner]),
         dropped=np.bincount(stats.value[small], minlength=256),
+        tolerance_px=tolerance_px,
     )
 
 
@@ -170,40 +184,67 @@ def find_extents(parts: list[Part], regions: int) -> Extents:
     return Extents(first, count, np.concatenate([low, high]))
 
 
-def _ranks(keys: Int) -> Int:
-    """The place of each key among all of them in order."""
-    ranks = np.empty(len(keys), np.int64)
-    ranks[np.argsort(keys, kind="stable")] = np.arange(len(keys))
-    return ranks
-
-
 def by_region(
-    parts: list[Part], count: Int, together: Int, *, batch_corners: int = BATCH_CORNERS
+    parts: list[Part], count: Int, rank: Int, *, batch_corners: int = BATCH_CORNERS
 ) -> Iterator[tuple[Corners, Int32]]:
     """The corners of some regions at a time, in reading order, and the region of each.
 
     Args:
         parts: corners with their regions; emptied on the way.
         count: (n,) how many corners each region has.
-        together: (n,) number of the group of each region, from 0: groups come in this order, and
-            none is divided.
-        batch_corners: about so many at a time.
+        rank: (n,) the place of each region in the order in which they come.
+        batch_corners: about so many at a time; a region is never divided.
     """
-    ends = np.cumsum(np.bincount(together, count))
-    batch = (np.maximum(ends - 1, 0) // batch_corners).astype(np.int64)[together]
+    ends = np.cumsum(count[np.argsort(rank)])
+    batch = (np.maximum(ends - 1, 0) // batch_corners)[rank]
     spans = [_span(batch[owner]) for _, owner in parts]
     for number in np.unique(batch[count > 0]).tolist():
-        taken = []
-        for i, (packed, owner) in enumerate(parts):
-            if number not in spans[i]:
-                continue
-            own = np.flatnonzero(batch[owner] == number)
-            taken.append((packed.take(own).corners(), owner[own]))
-            if spans[i][-1] == number:
-                parts[i] = packed.take(own[:0]), owner[own[:0]]
-        corners = Corners.concatenate([c for c, _ in taken])
-        order = np.lexsort((corners.x, corners.y))
-        yield corners.take(order), np.concatenate([o for _, o in taken])[order]
+        yield _batch(parts, spans, batch, number)
+
+
+def _batch(parts: list[Part], spans: list[range], batch: Int, number: int) -> tuple[Corners, Int32]:
+    """The corners of the regions of a batch, taken out of parts that hold those up to it."""
+    taken = []
+    for i, (packed, owner) in enumerate(parts):
+        if number not in spans[i]:
+            continue
+        own = np.flatnonzero(batch[owner] == number)
+        taken.append((packed.take(own).corners(), owner[own]))
+        if spans[i][-1] == number:
+            parts[i] = packed.take(own[:0]), owner[own[:0]]
+    corners = Corners.concatenate([c for c, _ in taken])
+    order = np.lexsort((corners.x, corners.y))
+    return corners.take(order), np.concatenate([o for _, o in taken])[order]
+
+
+def by_group(shapes: Iterable[Shapes], group: Int) -> Iterator[Shapes]:
+    """Polygons with their regions in batches that divide no group.
+
+    Args:
+        shapes: polygons and the region of each; groups come one after the other.
+        group: (n,) number of the group of each region, in their order.
+    """
+    waiting: list[Shapes] = []
+    latest = -1
+    for found, owner in shapes:
+        number = group[owner]
+        last = int(number.max())
+        ended = number < last
+        if last > latest and (waiting or ended.any()):
+            yield _joined([*waiting, (found[ended], owner[ended])])
+            waiting = []
+        waiting.append((found[~ended], owner[~ended]))
+        latest = last
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(shapes: Sequence[Shapes]) -> Shapes:
+    """All of them as one."""
+    polygons = [found for found, _ in shapes]
+    owners = [owner for _, owner in shapes]
+    none = np.zeros(0, object), np.zeros(0, np.int32)
+    return np.concatenate([none[0], *polygons]), np.concatenate([none[1], *owners])
 
 
 def _span(numbers: Int) -> range:

@@ -32,7 +32,7 @@ class Tracing:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop, at the latest when the piece in hand is traced."""
+        """Stop once the piece in hand is traced or, after the last, the polygons are made."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()

@@ -59,12 +59,11 @@ def fold_times(unet: nn.Module, timesteps: Sequence[int]) -> bool:
     if any(hasattr(m, "time_emb_proj") for m in unet.modules()):
         return False
     weight = net.conv_in.weight
+    times = [torch.tensor([t], device=weight.device) for t in timesteps]
     with torch.no_grad():
-        for t in timesteps:
-            time = torch.tensor([t], device=weight.device)
-            temb = net.time_embedding(net.time_proj(time).to(weight.dtype))
-            for block in blocks:
-                block.folded = (*block.folded, block.added(temb))
+        embeddings = [net.time_embedding(net.time_proj(t).to(weight.dtype)) for t in times]
+        for block in blocks:
+            block.folded = tuple(block.added(temb) for temb in embeddings)
     net.folded_times = tuple(timesteps)
     return True
 
