@@ -55,6 +55,7 @@ class Canvas:
         grid: the pixels it covers.
         classes: the classes of its labels.
         chunk_px: side of a chunk; chunks at the right and bottom edges are smaller.
+        has_border: whether there are probabilities of borders.
         record: what was recorded of slide, model, parameters and run, ready for JSON. Keys
             `slide`, `model`, `parameters`, and `identity` of what may continue it; inference adds
             `timings` and `status` at the end, and `objects` (class name to number) if it makes any.
@@ -71,6 +72,7 @@ class Canvas:
         self.chunk_px = int(meta["chunk_px"])
         self.record: dict[str, Any] = dict(meta["record"])
         self._planes = Planes(path, group)
+        self.has_border = self._planes.has("border")
         self._final = "cleaned" if self._planes.has("cleaned") else "labels"
         self._done_cache: npt.NDArray[Any] = self._planes.read_rows("done")
         self._marking = threading.Lock()
@@ -177,11 +179,6 @@ class Canvas:
         return int(np.count_nonzero(self._done_cache))
 
     @property
-    def has_border(self) -> bool:
-        """Whether there are probabilities of borders."""
-        return self._planes.has("border")
-
-    @property
     def has_objects(self) -> bool:
         """Whether objects were made, all of them."""
         return "objects" in self.record and self._planes.has("objects")
@@ -247,7 +244,8 @@ class Canvas:
             for row in range(self.chunk_rows):
                 own = self._row_box(row).slices
                 self._planes.put("cleaned", own, self._planes.read("labels", own))
-            self._final = "cleaned"
+            self.has_border = self._planes.has("border")
+        self._final = "cleaned"
         self._planes.put("cleaned", box.slices, labels)
 
     def restore_labels(self) -> None:

@@ -222,7 +222,7 @@ class Blender:
         labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
         for index in range(1, self._classes):  # argmax, the first of equals, in less time
             values = state[index]
-            later = (values > best).view(torch.uint8).mul_(index)
+            later = _greater(values, best).mul_(index)
             torch.maximum(labels, later, out=labels)
             torch.maximum(best, values, out=best)  # keeps what is no number
         maps = [best, state[-2]] if self._canvas.has_border else [best]
@@ -275,6 +275,13 @@ class Blender:
         if not self._left[key]:
             del self._left[key]
             self._finish_chunk(key, self._store.pop(key))
+
+
+def _greater(a: Tensor, b: Tensor) -> Tensor:
+    """uint8, 1 where a > b; numpy compares four times as fast as torch does on a CPU."""
+    if a.device.type == "cpu":
+        return torch.from_numpy(np.greater(a.numpy(), b.numpy()).view(np.uint8))
+    return (a > b).view(torch.uint8)
 
 
 def _bytes(probabilities: Tensor) -> Tensor:
