@@ -244,8 +244,7 @@ class Canvas:
             for row in range(self.chunk_rows):
                 own = self._row_box(row).slices
                 self._planes.put("cleaned", own, self._planes.read("labels", own))
-            self.has_border = self._planes.has("border")
-        self._final = "cleaned"
+            self._final = "cleaned"
         self._planes.put("cleaned", box.slices, labels)
 
     def restore_labels(self) -> None:

@@ -53,6 +53,9 @@ def test_a_canvas_that_is_being_filled(tmp_path: Path, order: int) -> None:
     write_geojson(tmp_path / "a.geojson", canvas, OPTIONS, regions=found)
     write_geojson(tmp_path / "b.geojson", canvas, OPTIONS)
     assert (tmp_path / "a.geojson").read_bytes() == (tmp_path / "b.geojson").read_bytes()
+    exact = trace(canvas, min_area_px=OPTIONS.min_area_um2 / 0.25)  # is simplified when written
+    write_geojson(tmp_path / "c.geojson", canvas, OPTIONS, regions=exact)
+    assert (tmp_path / "a.geojson").read_bytes() == (tmp_path / "c.geojson").read_bytes()
 
 
 def test_it_is_at_work_before_the_canvas_is_complete(

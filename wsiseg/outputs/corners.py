@@ -102,9 +102,6 @@ class Packed:
         turn = corners.enter + np.uint8(4) * corners.leave + np.uint8(16) * corners.pinch
         return cls(left, top, _small(corners.x, left), _small(corners.y, top), turn)
 
-    def __len__(self) -> int:
-        return len(self.x)
-
     def take(self, which: Int | Bool) -> Packed:
         """Those of the given numbers, or where a mask is true."""
         return Packed(self.left, self.top, self.x[which], self.y[which], self.turn[which])

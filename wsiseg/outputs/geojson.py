@@ -128,7 +128,7 @@ def write_geojson(
     the region's own pixels, before holes were filled and borders simplified. The same run gives the
     same ids.
 
-    Memory bound: that of `trace`.
+    Memory bound: that of `wsiseg.outputs.polygons.assemble`.
 
     Args:
         path: the file; it appears when it is complete. Its name is taken as it is.

@@ -130,10 +130,9 @@ def assemble(tracer: Tracer, *, tolerance_px: float = 0) -> Regions:
     parts, stats = tracer.finish()
     extents = find_extents(parts, len(stats.area))
     group = groups(extents.bounds) if tolerance_px else np.zeros(len(stats.area), np.int64)
-    rank = np.empty(len(group), np.int64)
-    rank[np.lexsort((extents.first, group))] = np.arange(len(group))
+    in_turn = np.lexsort((extents.first, group))
     join = partial(_polygons, min_hole_px=max(tracer.min_area_px, 1))
-    shapes: Iterator[Shapes] = starmap(join, by_region(parts, extents.corners, rank))
+    shapes: Iterator[Shapes] = starmap(join, by_region(parts, extents.corners, in_turn))
     if tolerance_px:
         whole = by_group(shapes, group)
         shapes = ((simplify(found, tolerance_px), owner) for found, owner in whole)
@@ -185,18 +184,18 @@ def find_extents(parts: list[Part], regions: int) -> Extents:
 
 
 def by_region(
-    parts: list[Part], count: Int, rank: Int, *, batch_corners: int = BATCH_CORNERS
+    parts: list[Part], count: Int, in_turn: Int, *, batch_corners: int = BATCH_CORNERS
 ) -> Iterator[tuple[Corners, Int32]]:
     """The corners of some regions at a time, in reading order, and the region of each.
 
     Args:
         parts: corners with their regions; emptied on the way.
         count: (n,) how many corners each region has.
-        rank: (n,) the place of each region in the order in which they come.
+        in_turn: (n,) the regions in the order in which they come.
         batch_corners: about so many at a time; a region is never divided.
     """
-    ends = np.cumsum(count[np.argsort(rank)])
-    batch = (np.maximum(ends - 1, 0) // batch_corners)[rank]
+    batch = np.empty_like(count)
+    batch[in_turn] = np.maximum(np.cumsum(count[in_turn]) - 1, 0) // batch_corners
     spans = [_span(batch[owner]) for _, owner in parts]
     for number in np.unique(batch[count > 0]).tolist():
         yield _batch(parts, spans, batch, number)
@@ -241,10 +240,9 @@ def by_group(shapes: Iterable[Shapes], group: Int) -> Iterator[Shapes]:
 
 def _joined(shapes: Sequence[Shapes]) -> Shapes:
     """All of them as one."""
-    polygons = [found for found, _ in shapes]
-    owners = [owner for _, owner in shapes]
-    none = np.zeros(0, object), np.zeros(0, np.int32)
-    return np.concatenate([none[0], *polygons]), np.concatenate([none[1], *owners])
+    polygons = [np.zeros(0, object), *(found for found, _ in shapes)]
+    owners = [np.zeros(0, np.int32), *(owner for _, owner in shapes)]
+    return np.concatenate(polygons), np.concatenate(owners)
 
 
 def _span(numbers: Int) -> range:
