@@ -30,17 +30,25 @@ from wsiseg.training.objects import object_scores, pool
 from wsiseg.training.sliding import Prediction
 
 GRID = {
-    "border_threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "border_threshold": (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "join_um": (0.0, 20.0, 40.0, 60.0, 80.0),
     "min_core_um2": (0.0, 100.0, 200.0, 400.0, 800.0, 1600.0),
     "min_area_um2": (0.0, 200.0, 400.0, 800.0, 1600.0),
     "max_hole_um2": (0.0, 500.0, 2000.0, 8000.0),
     "cut_share": (0.25, 0.5, 1.0),
 }
+STEPS = (
+    ("border_threshold", "join_um"),  # a low threshold is of use only where much is joined again
+    ("min_core_um2",),
+    ("min_area_um2",),
+    ("max_hole_um2",),
+    ("cut_share",),
+)
 Found = tuple[LabelledImage, Prediction, ModelInfo]
 
 
 def main() -> None:
-    """Search one setting after the other, twice round."""
+    """Search one step after the other, twice round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of GlaS")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, fold 1 first")
@@ -52,9 +60,9 @@ def main() -> None:
     mpp = open_dataset(dataset_mapping("glas"), words.data, "train").mpp
     best = ObjectsConfig(min_area_um2=400.0, max_hole_um2=2000.0, min_core_um2=200.0)
     table: dict[ObjectsConfig, dict[str, float]] = {}
-    for _, (name, values) in itertools.product(range(2), GRID.items()):
-        for value in values:
-            config = replace(best, **{name: value})
+    for step in STEPS * 2:
+        for values in itertools.product(*(GRID[name] for name in step)):
+            config = replace(best, **dict(zip(step, values, strict=True)))
             if config not in table:
                 table[config] = scores(found, config, mpp)
                 print(line(config, table[config]), flush=True)

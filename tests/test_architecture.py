@@ -23,6 +23,7 @@ FOUNDATION = {
     "lease",
     "names",
     "objects",
+    "joining",
     "parting",
     "regions",
     "stain",

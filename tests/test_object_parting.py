@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -71,7 +72,7 @@ def in_bands(labels: Array, border: Array, config: ObjectsConfig, height: int) -
         top = max(0, band.start - work.reach_px)
         halo = slice(top, band.stop + work.reach_px)
         grown = work.grow(labels[halo], cores[halo])[band.start - top :][: band.stop - band.start]
-        drafts.append(work.add_grown(labels[band], grown))
+        drafts.append(work.add_grown(labels[band], grown, border[band]))
     work.finish()
     return labels, np.concatenate([work.numbers(d) for d in drafts])
 
@@ -199,7 +200,8 @@ def test_objects_are_those_of_a_slow_obvious_version(seed: int) -> None:
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 7, 16, 39])
-def test_the_height_of_the_bands_changes_nothing(height: int) -> None:
+@pytest.mark.parametrize("join_um", [0.0, 20.0])
+def test_the_height_of_the_bands_changes_nothing(height: int, join_um: float) -> None:
     for seed in range(4):
         labels = noise(seed)
         border = ndimage.gaussian_filter(np.random.default_rng(seed).random(labels.shape), 1.5)
@@ -210,9 +212,13 @@ def test_the_height_of_the_bands_changes_nothing(height: int) -> None:
             min_core_um2=4,
             reach_um=3,
             cut_share=0.3,
+            join_um=join_um,
         )
         cleaned = clean_labels(labels, background=BACKGROUND, mpp=1.0, config=config)
         whole = separate(cleaned, border, background=BACKGROUND, mpp=1.0, config=config)
+        apart = replace(config, join_um=0.0)
+        apart_max = separate(cleaned, border, background=BACKGROUND, mpp=1.0, config=apart).max()
+        assert (whole.max() < apart_max) == (join_um > 0)
         got_labels, got_objects = in_bands(labels, border, config, height)
         assert np.array_equal(got_labels, cleaned)
         assert np.array_equal(got_objects, whole)
@@ -351,6 +357,7 @@ def test_values_that_cannot_be_are_refused() -> None:
         {"reach_um": float("inf")},
         {"border_threshold": 0},
         {"max_hole_um2": float("nan")},
+        {"join_um": -1},
     ):
         with pytest.raises(ConfigError, match="objects"):
             ObjectsConfig(**bad)

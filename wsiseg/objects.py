@@ -42,12 +42,16 @@ class ObjectsConfig:
     cut_share: float = 1.0
     """Share of `min_area_um2` and of `min_core_um2` that is enough for what the edge of the image
     cuts: more of it lies beyond. Not for what the edge of the tissue cuts."""
+    join_um: float = 0.0
+    """Neighbours of one class become one where their distinctness is below this: the odds of the
+    mean probability of a border between them, times the area of the smaller one, divided by the
+    length of what they share, in um. 0 joins none. Goes with a low `border_threshold`."""
     reach_um: float = 10.0
     """How far objects grow from their cores, in steps from pixel to pixel. Pixels farther from
     every core belong as a whole to an object that they touch, or else are an object."""
 
     def __post_init__(self) -> None:
-        for name in ("min_area_um2", "max_hole_um2", "min_core_um2", "reach_um"):
+        for name in ("min_area_um2", "max_hole_um2", "min_core_um2", "reach_um", "join_um"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"objects.{name}: must not be negative")
         if self.reach_um > _MAX_REACH_UM:
@@ -103,8 +107,10 @@ def separate(
     cores grow at the same speed, pixel by pixel over the sides of pixels of their class, as far as
     `reach_um`; a pixel that several reach at once goes to the first of them. What they do not
     reach, region by region, belongs to the first object that it touches, or is an object of its
-    own: a gland too thin for a core stays whole. Every object is 4-connected, and every pixel of a
-    class that is not background has one.
+    own: a gland too thin for a core stays whole. Then the neighbours of one class that are the
+    least distinct become one, and so on while that is below `join_um` (see wsiseg.joining); of two
+    pixels side by side the larger probability of a border counts. Every object is 4-connected, and
+    every pixel of a class that is not background has one.
 
     Args:
         labels: (H, W) uint8 values on disk, 0 = not analysed.
@@ -116,13 +122,13 @@ def separate(
 
     Returns:
         (H, W) int32, 0 = none, else 1..n in reading order of the first pixels of the cores (of
-        the objects themselves where they have none).
+        the objects themselves where they have none), of joined ones the first.
     """
     work = parting(background, mpp, config)
     work.add_cores(labels, border)
     work.finish_cores()
     grown = work.grow(labels, work.core_numbers(0, labels, border))
-    draft = work.add_grown(labels, grown)
+    draft = work.add_grown(labels, grown, border)
     work.finish()
     return work.numbers(draft)
 
@@ -149,6 +155,7 @@ def parting(background: Sequence[int], mpp: float, config: ObjectsConfig) -> Par
         threshold=config.border_threshold,
         min_core_px=config.min_core_um2 / mpp**2,
         cut_share=config.cut_share,
+        join_px=config.join_um / mpp,
         reach_px=round(config.reach_um / mpp),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.joining import Contacts, join, neighbours
 from wsiseg.regions import RegionScan
 
 Bool = npt.NDArray[np.bool_]
@@ -27,6 +28,7 @@ class Parting:
 
     Attributes:
         reach_px: how many pixels objects grow.
+        joins: whether objects are joined, for which `add_grown` takes the border again.
         labels: after `finish`, (n + 1,) uint8 label on disk of each object; 0 for number 0.
     """
 
@@ -38,17 +40,20 @@ class Parting:
         min_core_px: float,
         reach_px: int,
         cut_share: float = 1.0,
+        join_px: float = 0.0,
     ) -> None:
         """For labels `front` (256,); the rest as in `ObjectsConfig`, in pixels."""
-        self.reach_px = reach_px
+        self.reach_px, self.joins = reach_px, join_px > 0
         self.labels: UInt8 = np.zeros(1, np.uint8)
         self._front, self._threshold = front, threshold
         self._min_core_px, self._cut_share = min_core_px, cut_share
+        self._join_px = join_px
         self._cores, self._rest = RegionScan(), RegionScan()
         self._core: Int32 = np.zeros(0, np.int32)  # number of each region's core, 0 = none
         self._core_count = 0
-        self._contacts: list[Int] = [np.zeros((2, 0), np.int64)]  # (part of the rest, core)
-        self._above: tuple[UInt8, Int32] | None = None  # last row: labels and draft
+        self._contacts = Contacts()  # of drafts
+        self._areas: Int = np.zeros(0, np.int64)  # pixels of each core, grown
+        self._above: tuple[UInt8, Int32, UInt8 | None] | None = None  # last row of a band
         self._of_core: Int32 = np.zeros(1, np.int32)  # object of each core
         self._of_rest: Int32 = np.zeros(0, np.int32)  # object of each part of the rest
 
@@ -57,6 +62,7 @@ class Parting:
         self._cores.add(self._core_labels(labels, border))
         if border is None:
             self._min_core_px = 0.0
+            self.joins = False  # no two regions of a label are neighbours
 
     def finish_cores(self) -> None:
         """Settle which cores there are; all bands have been added."""
@@ -66,6 +72,7 @@ class Parting:
         kept = (scan.value > 0) & (scan.area >= least)
         self._core = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
         self._core_count = int(kept.sum())
+        self._areas = np.zeros(self._core_count + 1, np.int64)
 
     def core_numbers(self, index: int, labels: UInt8, border: Border | None) -> Int32:
         """(h, w) numbers 1.. of the cores of the band that was added as number `index`."""
@@ -103,40 +110,65 @@ class Parting:
             todo = _neighbours(reached, width, free)
         return np.ascontiguousarray(grown.reshape(-1, width)[1:-1, 1:-1])
 
-    def add_grown(self, labels: UInt8, grown: Int32) -> Int32:
+    def add_grown(self, labels: UInt8, grown: Int32, border: Border | None) -> Int32:
         """Take the next band, grown, and give its draft for `numbers`, (h, w) int32.
 
         In a draft, numbers above 0 are cores and those below 0 parts of what no core reached.
+
+        Args:
+            labels: (h, w).
+            grown: (h, w).
+            border: (h, w) as for `add_cores`; needed only where objects are joined.
         """
         missed = self._front[labels] & (grown == 0)
         band = self._rest.add(labels * missed)
         draft = grown
         if missed.any():
             draft = np.where(missed, -1 - band.paint(band.parts), grown).astype(np.int32)
-        self._touch(labels[:, :-1], labels[:, 1:], draft[:, :-1], draft[:, 1:])
-        self._touch(labels[:-1], labels[1:], draft[:-1], draft[1:])
+        strength = None
+        if self.joins:
+            assert border is not None
+            self._areas += np.bincount(grown.ravel(), minlength=len(self._areas))
+            strength = _as_bytes(border)
         if self._above is not None:
-            self._touch(self._above[0], labels[:1], self._above[1], draft[:1])
-        self._above = np.array(labels[-1:]), np.array(draft[-1:])
+            over, top, edge = self._above
+            both = None
+            if edge is not None and strength is not None:
+                both = np.concatenate([edge, strength[:1]])
+            seam = np.concatenate([over, labels[:1]]), np.concatenate([top, draft[:1]])
+            self._touch(*seam, both, only_down=True)
+        self._touch(labels, draft, strength)
+        last = None if strength is None else np.array(strength[-1:])
+        self._above = np.array(labels[-1:]), np.array(draft[-1:]), last
         return draft
 
-    def _touch(self, label_a: UInt8, label_b: UInt8, a: Int32, b: Int32) -> None:
-        """Note where a core and the rest of one label are neighbours."""
-        for rest, core in ((a, b), (b, a)):
-            where = rest < 0
-            if where.any():
-                where &= (core > 0) & (label_a == label_b)
-                pairs = np.stack([-1 - rest[where].astype(np.int64), core[where]])
-                self._contacts.append(np.unique(pairs, axis=1))
+    def _touch(
+        self, labels: UInt8, draft: Int32, strength: UInt8 | None, *, only_down: bool = False
+    ) -> None:
+        """Note where numbers of one label are neighbours, if wanted only those below each other."""
+        if strength is None and draft.min() >= 0:
+            return
+        first, second = neighbours(labels, draft)
+        if only_down:
+            down = second - first == labels.shape[1]
+            first, second = first[down], second[down]
+        a, b = draft.ravel()[first], draft.ravel()[second]
+        if strength is not None:
+            between = strength.ravel()
+            self._contacts.add(a, b, np.maximum(between[first], between[second]))
+        else:
+            met = (a < 0) != (b < 0)
+            self._contacts.add(a[met], b[met])
 
     def finish(self) -> None:
         """Settle the objects; all bands have been added."""
         rest, cores = self._rest, self._cores
         rest.finish()
-        part, core = np.concatenate(self._contacts, axis=1)
-        joins = np.full(len(rest.value), _NONE, np.int64)
-        np.minimum.at(joins, rest.region[part], core)
-        alone = np.flatnonzero((rest.value > 0) & (joins == _NONE))
+        table = self._contacts.table()
+        of_both = (table[0] < 0) & (table[1] > 0)
+        owner = np.full(len(rest.value), _NONE, np.int64)
+        np.minimum.at(owner, rest.region[-1 - table[0, of_both]], table[1, of_both])
+        alone = np.flatnonzero((rest.value > 0) & (owner == _NONE))
         kept = self._core > 0
         order = np.argsort(np.concatenate([cores.first[kept], rest.first[alone]]))
         number = np.empty(len(order), np.int32)
@@ -144,11 +176,25 @@ class Parting:
         value = np.concatenate([[0], cores.value[kept], rest.value[alone]])
         self.labels = value[np.concatenate([[0], order + 1])].astype(np.uint8)
         self._of_core = np.concatenate([[0], number[: self._core_count]]).astype(np.int32)
-        region = np.zeros(len(joins), np.int32)
-        joined = joins < _NONE
-        region[joined] = self._of_core[joins[joined]]
+        region = np.zeros(len(owner), np.int32)
+        owned = owner < _NONE
+        region[owned] = self._of_core[owner[owned]]
         region[alone] = number[self._core_count :]
         self._of_rest = region[rest.region]
+        if self.joins:
+            self._join(table)
+
+    def _join(self, table: Int) -> None:
+        """Make one of objects that are hardly two."""
+        objects = np.sort(self.numbers(table[:2].astype(np.int32)), axis=0)
+        areas = np.zeros(len(self.labels), np.int64)
+        np.add.at(areas, self._of_core, self._areas)
+        np.add.at(areas, self._of_rest[self._rest.head], self._rest.area)
+        into = join(areas, np.concatenate([objects, table[2:]]), self._join_px)
+        kept = into == np.arange(len(into))
+        number = (np.cumsum(kept) - 1).astype(np.int32)[into]
+        self.labels = self.labels[kept]
+        self._of_core, self._of_rest = number[self._of_core], number[self._of_rest]
 
     def numbers(self, draft: Int32) -> Int32:
         """(h, w) int32 objects of a band, of what `add_grown` gave for it."""
@@ -157,6 +203,11 @@ class Parting:
         if missed.any():
             objects[missed] = self._of_rest[-1 - draft[missed]]
         return objects
+
+
+def _as_bytes(border: Border) -> UInt8:
+    """Probabilities of a border as uint8 x 255."""
+    return border if border.dtype == np.uint8 else np.rint(border * 255).astype(np.uint8)
 
 
 def _neighbours(pixels: Int, width: int, free: Bool) -> Int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ THREE = Classes(
     )
 )
 CONFIG = ObjectsConfig(
-    min_area_um2=4, max_hole_um2=6, border_threshold=0.48, min_core_um2=1, reach_um=2.2
+    min_area_um2=4,
+    max_hole_um2=6,
+    border_threshold=0.48,
+    min_core_um2=1,
+    reach_um=2.2,
+    join_um=2.0,
 )
 
 
@@ -65,6 +71,8 @@ def test_a_canvas_gets_what_the_whole_image_gets(tmp_path: Path, band_px: int | 
     make_objects(canvas, CONFIG, band_px=band_px)
     cleaned = clean_labels(labels, background=(2,), mpp=0.5, config=CONFIG)
     objects = separate(cleaned, border, background=(2,), mpp=0.5, config=CONFIG)
+    apart = replace(CONFIG, join_um=0.0)
+    assert separate(cleaned, border, background=(2,), mpp=0.5, config=apart).max() > objects.max()
     again = Canvas.open(canvas.path)
     assert again.has_objects
     assert not np.array_equal(cleaned, labels)
@@ -103,8 +111,6 @@ def test_without_borders_labels_are_cleaned_and_nothing_else(tmp_path: Path) -> 
 
 
 def test_who_wants_objects() -> None:
-    from dataclasses import replace
-
     info = model_info(96, 32)
     assert not wants_objects(info)
     assert wants_objects(replace(info, border=True))
