@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("configs", nargs="+", help="training configurations, NAME or NAME=FILE")
     parser.add_argument("--images", type=int, nargs="+", default=[10, 20, 40, 0], help="0 = all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--with-head", action="store_true", help="go on with the files' heads, too")
     parser.add_argument("--set", action="append", default=[], help="passed to every training")
     words = parser.parse_args()
     methods: dict[str, tuple[str, str]] = {}
@@ -58,6 +59,7 @@ def measured(
     train += ["--set", f"seed={seed}", *(w for s in words.set for w in ("--set", s))]
     train += ["--limit", str(limit)] if limit else []
     train += ["--extractor", extractor] if extractor else []
+    train += ["--with-head"] if extractor and words.with_head else []
     begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
     if begun and json.loads(made.read_text()) != train:
         raise SystemExit(f"{run}: was made by another command ({made}); use another OUT")
