@@ -249,6 +249,17 @@ def test_pickles_are_refused_and_not_opened(tmp_path: Path, protocol: int) -> No
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_header_whose_length_begins_like_a_pickle(small: Path, protocol: int) -> None:
+    data = small.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    wanted = (length | 0xFFFF) + 1 + protocol * 256 + 0x80  # bytes 80 and the protocol
+    header = data[8 : 8 + length].ljust(wanted)
+    small.write_bytes(wanted.to_bytes(8, "little") + header + data[8 + length :])
+    assert small.read_bytes()[:2] == bytes([0x80, protocol])
+    assert load_model(small, device="cpu").info.name == small.stem
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_files_are_refused(tmp_path: Path, zipped: bool) -> None:
     file = tmp_path / "last.ckpt"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -144,11 +143,12 @@ def _json_header(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
-            _refuse_foreign(path, start, size)
-            length = struct.unpack("<Q", start)[0]
-            if length > MAX_HEADER:
+            length = int.from_bytes(start, "little")
+            text = file.read(min(length, MAX_HEADER))
+            if not text.startswith(b"{"):  # a length can begin like another kind of file
+                _refuse_foreign(path, start, size)
+            if len(start) < 8 or length > MAX_HEADER:
                 raise CheckpointError(f"{path}: not a safetensors file; give a wsiseg checkpoint")
-            text = file.read(length)
     except FileNotFoundError as e:
         raise MissingCheckpointError(f"{path}: there is no such file") from e
     except OSError as e:
@@ -181,8 +181,6 @@ def _refuse_foreign(path: Path, start: bytes, size: int) -> None:
                 f"{path}: {what}, which can run code when opened; bring the authors' weights in "
                 "with 'wsiseg models import'"
             )
-    if len(start) < 8:
-        raise CheckpointError(f"{path}: not a safetensors file; give a wsiseg checkpoint")
 
 
 def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
