@@ -224,6 +224,18 @@ def test_the_height_of_the_bands_changes_nothing(height: int, join_um: float) ->
         assert np.array_equal(got_objects, whole)
 
 
+@pytest.mark.parametrize("height", [1, 3])
+def test_no_side_of_a_pixel_is_counted_twice_where_bands_meet(height: int) -> None:
+    labels, border = np.full((9, 9), 2, np.uint8), np.zeros((9, 9), np.float32)
+    border[:, 4] = 0.5  # even odds; 9 sides, 36 pixels right of them
+    for join_um, count in ((3.9, 2), (4.1, 1)):
+        config = ObjectsConfig(border_threshold=0.4, join_um=join_um, reach_um=9)
+        assert in_bands(labels, border, config, height)[1].max() == count
+        assert (
+            part(labels, border, border_threshold=0.4, join_um=join_um, reach_um=9).max() == count
+        )
+
+
 def test_the_defaults_change_nothing() -> None:
     labels = noise(3)
     assert np.array_equal(clean(labels), labels)
