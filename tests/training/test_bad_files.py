@@ -19,7 +19,7 @@ from wsiseg.geometry import Size
 from wsiseg.slides.phantom import write_phantom
 from wsiseg.slides.slide import Slide
 from wsiseg.training.background import Background, BackgroundConfig
-from wsiseg.training.tile_files import SlideFile
+from wsiseg.training.tile_slides import SlideFile
 from wsiseg.training.tiles import Pools, SourceConfig, load_pools, other_files
 
 SAME = (1.0, 1.0)

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import DatasetError, SlideError, WsisegError
-from wsiseg.training.tile_files import SlideFile, TissueFile
+from wsiseg.training.tile_files import TissueFile
+from wsiseg.training.tile_slides import SlideFile
 
 UInt8 = npt.NDArray[np.uint8]
 WORKERS = 2

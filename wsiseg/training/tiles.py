@@ -9,54 +9,27 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from wsiseg.errors import ConfigError, DatasetError, ResolutionError, SlideError, WsisegError
-from wsiseg.training.tile_files import ImageCache, OpenSlides, TissueFile, open_file
+from wsiseg.errors import DatasetError, WsisegError
+from wsiseg.training.tile_files import TissueFile
 from wsiseg.training.tile_pool import TilePool
+from wsiseg.training.tile_slides import OpenSlides
+from wsiseg.training.tile_sources import Found, SourceConfig, find_files
 
-__all__ = ["Pools", "SourceConfig", "TilePool", "load_pools", "other_files"]
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """One source of unlabelled tissue."""
-
-    path: str
-    """Glob below the data folder, of images or slides."""
-    mpp: float | None = None
-    """Micrometres per pixel of the images; None: unknown, used as they are (slides: their own)."""
-    weight: float = 1.0
-    """Share of the crops that come from this source, against the other sources' weights."""
-    exclude: str = ""
-    """Glob of file names to leave out (annotations, test images)."""
-    group: str = ""
-    """Regular expression in the file name; files in which it finds the same are held out together
-    (its first bracket, if it has one). Empty: each file by itself."""
-    label: str = ""
-    """Class of all files of the source, for measuring the encoder only; empty: none."""
-
-    def __post_init__(self) -> None:
-        if not self.path or Path(self.path).is_absolute():
-            raise ConfigError(f"source path {self.path!r}: must be relative to the data folder")
-        if not self.weight > 0 or (self.mpp is not None and not self.mpp > 0):
-            raise ConfigError(f"source {self.path}: weight and mpp must be above 0")
-        try:
-            re.compile(self.group)
-        except re.error as e:
-            raise ConfigError(f"source {self.path}: group is not a regular expression ({e})") from e
-
-    def group_of(self, path: Path) -> str:
-        """The group of a file; its name where the expression finds nothing."""
-        found = re.search(self.group, path.name) if self.group else None
-        if found is None:
-            return path.name
-        return str(found.group(1) if found.re.groups else found.group(0))
+__all__ = [
+    "Pools",
+    "SourceConfig",
+    "TilePool",
+    "divide",
+    "find_files",
+    "load_pools",
+    "other_files",
+]
 
 
 class Pools(NamedTuple):
@@ -111,101 +84,62 @@ def load_pools(
     seed: int = 0,
     memory_gb: float = 4.0,
 ) -> Pools:
-    """Find the files of all sources, the tissue of their slides, and divide them.
+    """The files of all sources, found and divided; see `find_files` and `divide`.
+
+    Raises:
+        DatasetError: as of the two.
+    """
+    found = find_files(sources, root, mpp=mpp, memory_gb=memory_gb)
+    return divide(found, validation_share=validation_share, seed=seed)
+
+
+def divide(found: Found, *, validation_share: float = 0.0, seed: int = 0) -> Pools:
+    """Divide the files of all sources into what is trained on and what is held out.
 
     Of each source the groups that hold out `validation_share` of them, rounded up, are drawn by
     the seed, but never more than half; one with a single group is trained on. A file that several
     sources name, and a group that their expressions find, is on one side for all of them. Files in
-    which an expression finds nothing are warned of; so are files that cannot be used, without which
-    the rest is divided.
+    which an expression finds nothing are warned of.
 
     Args:
-        sources: what to read.
-        root: folder that their paths are relative to.
-        mpp: micrometres per pixel to bring images of known resolution to.
+        found: the files; its slides are closed if they cannot be divided.
         validation_share: share of the groups to hold out; 0 = none.
         seed: seed of the division.
-        memory_gb: bound on the decoded images that are held, in 10^9 bytes.
 
     Raises:
-        DatasetError: a source matches no file, or none that can be used.
+        DatasetError: all files of a source are held out through another one.
     """
-    cache, slides = ImageCache(round(memory_gb * 1e9)), OpenSlides()
-    files: dict[tuple[Path, float | None], TissueFile | str] = {}
     sides: dict[Path, bool] = {}
     groups_held: dict[str, bool] = {}
     training: list[list[TissueFile]] = []
     held: list[list[TissueFile]] = []
-
-    def open_(path: Path, own_mpp: float | None) -> TissueFile:
-        return open_file(path, own_mpp, mpp, cache, slides)
-
     try:
-        for source in sources:
-            own = _usable(source, _paths(source, root), files, open_)
-            _warn_of_groups(source, [f.path for f in own])
+        for source, files in zip(found.sources, found.files, strict=True):
+            _warn_of_groups(source, [f.path for f in files])
             rng = np.random.default_rng((seed, 7))
-            _divide(own, source, sides, groups_held, validation_share, rng)
-            training.append([f for f in own if not sides[f.path]])
-            held.append([f for f in own if sides[f.path]])
+            _divide(files, source, sides, groups_held, validation_share, rng)
+            training.append([f for f in files if not sides[f.path]])
+            held.append([f for f in files if sides[f.path]])
             if not training[-1]:
                 raise DatasetError(
-                    f"{root / source.path}: all its files are held out through another source; "
+                    f"source {source.path}: all its files are held out through another source; "
                     "merge the two or set validation_share to 0"
                 )
     except WsisegError:
-        slides.close()
+        found.slides.close()
         raise
-    return Pools(_pool(sources, training), _pool(sources, held) if any(held) else None, slides)
-
-
-def _usable(
-    source: SourceConfig,
-    paths: Sequence[Path],
-    files: dict[tuple[Path, float | None], TissueFile | str],
-    open_: Callable[[Path, float | None], TissueFile],
-) -> list[TissueFile]:
-    """The files of a source that can be used; those that cannot are warned of when they are met
-    first. `files` gets all that are opened, or what is wrong with them.
-
-    Raises:
-        DatasetError: none can be used.
-    """
-    new = [path for path in paths if (path, source.mpp) not in files]
-    for path in new:
-        try:
-            files[path, source.mpp] = open_(path, source.mpp)
-        except (SlideError, DatasetError) as e:
-            files[path, source.mpp] = _why(e)
-    found = [files[path, source.mpp] for path in paths]
-    usable = [f for f in found if not isinstance(f, str)]
-    if not usable:
-        raise DatasetError(
-            f"source {source.path}: none of its {len(found)} files can be used; {found[0]}"
-        )
-    for path in new:
-        if isinstance(why := files[path, source.mpp], str):
-            warnings.warn(
-                f"{why}; it is left out; exclude of source {source.path} silences this",
-                stacklevel=2,
-            )
-    return usable
-
-
-def _why(error: WsisegError) -> str:
-    """What is wrong with a file, and what its source can do; no options of other commands."""
-    first, *advice = str(error).split("; ")
-    text = "; ".join([first, *(a for a in advice if "--" not in a)])
-    if isinstance(error, ResolutionError):
-        text += "; set mpp of its source (of a separate one where other slides differ)"
-    return text
+    sound = training, held
+    held_out = _pool(found.sources, sound[1]) if any(sound[1]) else None
+    return Pools(_pool(found.sources, sound[0]), held_out, found.slides)
 
 
 def _pool(sources: Sequence[SourceConfig], groups: Sequence[Sequence[TissueFile]]) -> TilePool:
     """The pool of the sources that have files."""
     pairs = [(s, g) for s, g in zip(sources, groups, strict=True) if g]
     return TilePool(
-        [g for _, g in pairs], [s.weight for s, _ in pairs], [s.label for s, _ in pairs]
+        [g for _, g in pairs],
+        [s.weight for s, _ in pairs],
+        [s.label for s, _ in pairs],
     )
 
 
@@ -241,17 +175,3 @@ def _divide(
     settled |= {key: key in chosen for key in left}
     for path, key in keys.items():
         sides.setdefault(path, settled[key])
-
-
-def _paths(source: SourceConfig, root: Path) -> list[Path]:
-    try:
-        paths = sorted(
-            p
-            for p in root.glob(source.path)
-            if p.is_file() and not (source.exclude and p.match(source.exclude))
-        )
-    except (ValueError, NotImplementedError) as e:
-        raise ConfigError(f"source path {source.path!r}: not a pattern of files ({e})") from e
-    if not paths:
-        raise DatasetError(f"{root / source.path}: no such images; check the data folder and path")
-    return paths
