@@ -196,7 +196,7 @@ def test_a_damaged_state_is_said_in_a_line(tmp_path: Path, content: bytes) -> No
         (DinoConfig, {"local_scale": [0.5, 2.0]}, r"dino\.local_scale: area shares"),
         (DinoConfig, {"teacher_temperature": 0.0}, "temperatures"),
         (SourceConfig, {"path": "/data/*.png"}, "relative to the data folder"),
-        (SourceConfig, {"path": "*.png", "weight": 0.0}, "weight and mpp must be above 0"),
+        (SourceConfig, {"path": "*.png", "weight": 0.0}, "weight must be above 0"),
     ],
 )
 def test_values_that_cannot_be(kind: Any, data: dict[str, Any], message: str) -> None:

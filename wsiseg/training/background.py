@@ -21,7 +21,7 @@ from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
 from wsiseg.datasets.base import LabelledDataset
 from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
 from wsiseg.errors import ConfigError
-from wsiseg.training.tiles import SourceConfig, TilePool, load_pools
+from wsiseg.training.tiles import SourceConfig, TilePool, load_pools, warn_of_small
 
 UInt8 = npt.NDArray[np.uint8]
 UNDRAWN = 64
@@ -187,6 +187,11 @@ class Background:
             for a in config.annotated
         ]
         return cls(pool, names, config, label=labels[0], annotated=annotated)
+
+    def warn_of_small(self, size_px: tuple[int, int], scale: tuple[float, float]) -> None:
+        """Warn of sources whose images are too small for patches of (height, width), magnified
+        within `scale`."""
+        warn_of_small([self._pool], max(size_px), scale)
 
     def patch(
         self, size_px: tuple[int, int], rng: np.random.Generator, augment: AugmentConfig

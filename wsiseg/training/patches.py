@@ -176,8 +176,11 @@ class Patches:
     ) -> None:
         """Patches of the images `indices` of a store.
 
-        `size_px` is (height, width) of a patch; some are of `background` instead.
+        `size_px` is (height, width) of a patch; some are of `background` instead, of whose sources
+        with smaller images is warned.
         """
+        if background is not None:
+            background.warn_of_small(size_px, augment.scale)
         self.background = background
         self.store, self.size_px, self.augment, self.seed = store, size_px, augment, seed
         self._blocks = _blocks(indices, store.files)

@@ -1,6 +1,7 @@
 """Files of unlabelled tissue, each read when a crop of it is wanted. Knows no sources, no networks.
 
-Images are held at the target mpp up to a limit of bytes.
+Images are held at the target mpp up to a limit of bytes; an image that would be absurdly large
+there, or nearly nothing, is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from wsiseg.datasets.augment import random_crop
 from wsiseg.errors import DatasetError
 from wsiseg.slides.backend_base import TIFF_ERRORS
 from wsiseg.slides.backends import open_backend
+from wsiseg.slides.image_file import MAX_IMAGE_PX
 from wsiseg.training.tile_slides import OpenSlides, SlideFile
 
 UInt8 = npt.NDArray[np.uint8]
@@ -27,6 +29,10 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 """Read as plain images whatever their size; other files are looked into."""
 SLIDE_PX = 4096
 """A TIFF with a longer side, or with several levels, is a slide."""
+MOST_ENLARGED = 16.0
+"""Times that an image may be enlarged to the target mpp; more is a wrong mpp."""
+LEAST_PX = 8
+"""Pixels of the shorter side of an image at the target mpp; less is none, or a wrong mpp."""
 
 
 class TissueFile(Protocol):
@@ -100,12 +106,14 @@ class ImageFile:
         """Look at the header; without `own_mpp` the image is used as it is.
 
         Raises:
-            DatasetError: the file is no image.
+            DatasetError: the file is no image, or its size at `mpp` cannot be meant.
         """
         self.path, self._cache = path, cache
         self._ratio = 1.0 if own_mpp is None else own_mpp / mpp
         with _image_errors(path), Image.open(path) as image:
-            self.short_px = min(image.size) * self._ratio
+            size = image.size
+        _check_size(path, size, self._ratio, mpp)
+        self.short_px = min(size) * self._ratio
 
     def check(self) -> None:
         """Decode the image, which is held from then on.
@@ -164,11 +172,37 @@ def is_slide(path: Path) -> bool:
         backend.close()
 
 
+def _check_size(path: Path, size: tuple[int, int], ratio: float, mpp: float) -> None:
+    """Refuse an image of (width, height) that is absurd once it is scaled by `ratio`.
+
+    Raises:
+        DatasetError: too large or too small.
+    """
+    width, height = (side * ratio for side in size)
+    if ratio > MOST_ENLARGED or width * height > MAX_IMAGE_PX:
+        raise DatasetError(
+            f"{path}: {ratio * mpp:g} um per pixel is too coarse to be read at {mpp:g}: that makes "
+            f"{width:.0f} x {height:.0f} px of {size[0]} x {size[1]}; set mpp of its source right, "
+            "in micrometres"
+        )
+    if min(width, height) < LEAST_PX:
+        raise DatasetError(
+            f"{path}: {size[0]} x {size[1]} px, which are {width:.2g} x {height:.2g} at {mpp:g} um "
+            "per pixel, show nothing; set mpp of its source right, in micrometres"
+        )
+
+
 @contextmanager
 def _image_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (*TIFF_ERRORS, EOFError, Image.DecompressionBombError) as e:
+    except Image.DecompressionBombError as e:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or MAX_IMAGE_PX) // 1_000_000
+        raise DatasetError(
+            f"{path}: more than {limit} megapixels are too many to be decoded at once; convert it "
+            "to a pyramidal TIFF, which is read in pieces, as a slide"
+        ) from e
+    except (*TIFF_ERRORS, EOFError) as e:
         raise DatasetError(f"{path}: not a readable image ({e})") from e
 
 

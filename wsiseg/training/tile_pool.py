@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,8 @@ TRIES = 100
 """Places that are drawn for a crop before a source counts as one that cannot be read."""
 UNREADABLE = (SlideError, DatasetError)
 """What files raise whose pixels cannot be read."""
+SLACK = 1.02
+"""Magnification beyond what is allowed by no more than this is not spoken of."""
 _ADVICE = "exclude of its source leaves the file out of a new run"
 
 
@@ -51,10 +53,13 @@ class TilePool:
         groups: Sequence[Sequence[TissueFile]],
         weights: Sequence[float],
         labels: Sequence[str] = (),
+        sources: Sequence[str] = (),
     ) -> None:
-        """`labels`: the class of each source's files, empty where it has none."""
+        """`labels`: the class of each source's files, empty where it has none; `sources`: what
+        each source is called in messages."""
         self.groups = groups
         self.labels = tuple(labels) or ("",) * len(groups)
+        self.sources = tuple(sources) or ("",) * len(groups)
         self.weights = np.asarray(weights, np.float64) / float(np.sum(weights))
         self._warned: set[Path] = set()
         self._lock = threading.Lock()
@@ -178,6 +183,36 @@ class TilePool:
                 batch = ahead.popleft().result()
                 ahead.append(worker.submit(make, number))
                 yield batch
+
+
+def warn_of_small(
+    pools: Iterable[TilePool | None], size_px: int, scale: tuple[float, float]
+) -> None:
+    """Say of which sources images are so small that crops are magnified beyond what was asked for.
+
+    Reads no files. Slides are not magnified.
+
+    Args:
+        pools: the pools of a run; None for one that is not there.
+        size_px: side of a crop.
+        scale: range of the crops' magnification.
+    """
+    files: dict[str, list[TissueFile]] = {}
+    for pool in pools:
+        for source, group in zip(pool.sources, pool.groups, strict=True) if pool else ():
+            files.setdefault(source, []).extend(group)
+    for source, found in files.items():
+        small = [f for f in found if f.short_px * scale[1] * SLACK < size_px]
+        if small:
+            least = min(small, key=lambda file: file.short_px)
+            warnings.warn(
+                f"source {source}: {len(small)} of {len(found)} images are too small for crops of "
+                f"{size_px} px and are magnified up to {size_px / least.short_px:.2g} times, more "
+                f"than the {scale[1]:g} of scale, so that nuclei look larger than on slides "
+                f"({least.path.name}: {least.short_px:.0f} px at the mpp of the run); take smaller "
+                "crops, leave such images out, or correct mpp of the source",
+                stacklevel=2,
+            )
 
 
 def _spread(group: Sequence[TissueFile], most: int) -> list[tuple[TissueFile, int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsiseg.errors import ConfigError, DatasetError, ResolutionError, SlideError, WsisegError
+from wsiseg.slides.resolution import checked_mpp
 from wsiseg.training.tile_files import ImageCache, TissueFile, open_file
 from wsiseg.training.tile_slides import OpenSlides
 
@@ -38,10 +39,13 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.path or Path(self.path).is_absolute():
             raise ConfigError(f"source path {self.path!r}: must be relative to the data folder")
-        if not self.weight > 0 or (self.mpp is not None and not self.mpp > 0):
-            raise ConfigError(f"source {self.path}: weight and mpp must be above 0")
+        if not self.weight > 0:
+            raise ConfigError(f"source {self.path}: weight must be above 0")
         try:
+            checked_mpp(1.0 if self.mpp is None else self.mpp)
             re.compile(self.group)
+        except ResolutionError as e:
+            raise ConfigError(f"source {self.path}: {e}") from e
         except re.error as e:
             raise ConfigError(f"source {self.path}: group is not a regular expression ({e})") from e
 
@@ -158,6 +162,11 @@ def _paths(source: SourceConfig, root: Path) -> list[Path]:
     except (ValueError, NotImplementedError) as e:
         raise ConfigError(f"source path {source.path!r}: not a pattern of files ({e})") from e
     files = [p for p in found if p.is_file()]
+    if found and not files:
+        raise DatasetError(
+            f"{root / source.path}: names folders only; {source.path.rstrip('/')}/* names what "
+            "lies in them"
+        )
     paths = [p for p in files if not (source.exclude and p.match(source.exclude))]
     if not paths:
         raise DatasetError(f"{root / source.path}: no such images; check the data folder and path")

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsiseg.errors import DatasetError, WsisegError
 from wsiseg.training.tile_files import TissueFile
-from wsiseg.training.tile_pool import TilePool
+from wsiseg.training.tile_pool import TilePool, warn_of_small
 from wsiseg.training.tile_slides import OpenSlides
 from wsiseg.training.tile_sources import Found, SourceConfig, find_files
 
@@ -29,6 +29,7 @@ __all__ = [
     "find_files",
     "load_pools",
     "other_files",
+    "warn_of_small",
 ]
 
 
@@ -140,6 +141,7 @@ def _pool(sources: Sequence[SourceConfig], groups: Sequence[Sequence[TissueFile]
         [g for _, g in pairs],
         [s.weight for s, _ in pairs],
         [s.label for s, _ in pairs],
+        [s.path for s, _ in pairs],
     )
 
 
