@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,70 @@ def paint(path: Path, size: tuple[int, int] = (60, 40), **options: Any) -> Path:
     return path
 
 
+def cut(path: Path) -> None:
+    """Leave the first half of a file, with its header."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
 def names(pools: Pools, side: str) -> list[list[str]]:
     pool = getattr(pools, side)
     return [[f.path.name for f in group] for group in pool.groups]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Two sources of JPEG files."""
+    for source, count in (("a", 12), ("b", 6)):
+        for number in range(count):
+            paint(tmp_path / source / f"{number:02d}.jpg")
+    return tmp_path
+
+
+TWO = (SourceConfig("a/*.jpg"), SourceConfig("b/*.jpg"))
+
+
+def test_a_damaged_file_alone_held_out_ends_the_run_before_it_begins(two: Path) -> None:
+    sound = load(two, *TWO, validation_share=0.1)
+    assert [len(g) for g in names(sound, "held_out")] == [2, 1]
+    (name,) = names(sound, "held_out")[1]
+    cut(two / "b" / name)
+    with pytest.raises(DatasetError) as caught:
+        load(two, *TWO, validation_share=0.1)
+    said = str(caught.value)
+    assert "source b/*.jpg: none of its 1 held-out files can be read; " in said
+    assert f"{name}: not a readable image" in said
+    assert said.endswith("leave it out with exclude")
+    without = SourceConfig("b/*.jpg", exclude=name)
+    assert len(names(load(two, TWO[0], without, validation_share=0.1), "held_out")[1]) == 1
+
+
+@pytest.mark.parametrize("side", ["held_out", "training"])
+def test_damaged_files_are_left_out_until_one_is_read(two: Path, side: str) -> None:
+    sound = load(two, *TWO, validation_share=0.5)
+    first, second, *rest = names(sound, side)[1]
+    cut(two / "b" / first)
+    cut(two / "b" / rest[-1])
+    with pytest.warns(UserWarning, match=r"it is left out; exclude of source b/\*\.jpg") as caught:
+        pools = load(two, *TWO, validation_share=0.5)
+    assert len(caught) == 1
+    assert first in str(caught[0].message)
+    assert names(pools, side) == [names(sound, side)[0], [second, *rest]]
+    other = "training" if side == "held_out" else "held_out"
+    assert names(pools, other) == names(sound, other)
+
+
+def test_a_damaged_file_is_left_out_of_all_sources(two: Path) -> None:
+    cut(two / "a" / "00.jpg")
+    with pytest.warns(UserWarning, match=r"00\.jpg") as caught:
+        pools = load(two, SourceConfig("[ab]/0[5-9].jpg"), TWO[0], SourceConfig("a/0[01].jpg"))
+    assert len(caught) == 1
+    assert not any("00.jpg" in group for group in names(pools, "training"))
+    with (
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(DatasetError, match=r"source a/00\.jpg: none of its 1 training files"),
+    ):
+        load(two, TWO[0], SourceConfig("a/00.jpg"))
 
 
 @pytest.mark.parametrize("mpp", [1000.0, 250.0, 10.0])

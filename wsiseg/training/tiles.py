@@ -17,7 +17,7 @@ import numpy as np
 
 from wsiseg.errors import DatasetError, WsisegError
 from wsiseg.training.tile_files import TissueFile
-from wsiseg.training.tile_pool import TilePool, warn_of_small
+from wsiseg.training.tile_pool import UNREADABLE, TilePool, warn_of_small
 from wsiseg.training.tile_slides import OpenSlides
 from wsiseg.training.tile_sources import Found, SourceConfig, find_files
 
@@ -102,16 +102,21 @@ def divide(found: Found, *, validation_share: float = 0.0, seed: int = 0) -> Poo
     sources name, and a group that their expressions find, is on one side for all of them. Files in
     which an expression finds nothing are warned of.
 
+    Of either side of a source images are decoded until one can be; those that cannot are warned of
+    and left out. Further ones are only met when they are drawn.
+
     Args:
         found: the files; its slides are closed if they cannot be divided.
         validation_share: share of the groups to hold out; 0 = none.
         seed: seed of the division.
 
     Raises:
-        DatasetError: all files of a source are held out through another one.
+        DatasetError: all files of a source are held out through another one, or none of a side
+            can be decoded.
     """
     sides: dict[Path, bool] = {}
     groups_held: dict[str, bool] = {}
+    damaged: set[Path] = set()
     training: list[list[TissueFile]] = []
     held: list[list[TissueFile]] = []
     try:
@@ -126,12 +131,42 @@ def divide(found: Found, *, validation_share: float = 0.0, seed: int = 0) -> Poo
                     f"source {source.path}: all its files are held out through another source; "
                     "merge the two or set validation_share to 0"
                 )
+            _look(source, training[-1], "training", damaged)
+            _look(source, held[-1], "held-out", damaged)
     except WsisegError:
         found.slides.close()
         raise
-    sound = training, held
+    sound = [[[f for f in g if f.path not in damaged] for g in side] for side in (training, held)]
     held_out = _pool(found.sources, sound[1]) if any(sound[1]) else None
     return Pools(_pool(found.sources, sound[0]), held_out, found.slides)
+
+
+def _look(source: SourceConfig, files: Sequence[TissueFile], side: str, damaged: set[Path]) -> None:
+    """Read files of one side of a source until one can be read; others go into `damaged`.
+
+    Raises:
+        DatasetError: there are files, but none can be read.
+    """
+    wrong: dict[Path, WsisegError] = {}
+    for file in files:
+        if file.path in damaged:
+            continue
+        try:
+            file.check()
+            break
+        except UNREADABLE as e:
+            wrong[file.path] = e
+    else:
+        if files:
+            first = next(iter(wrong.values()), files[0].path)
+            raise DatasetError(
+                f"source {source.path}: none of its {len(files)} {side} files can be read; "
+                f"{first}; leave it out with exclude"
+            )
+    for error in wrong.values():
+        text = f"{error}; it is left out; exclude of source {source.path} silences this"
+        warnings.warn(text, stacklevel=3)
+    damaged.update(wrong)
 
 
 def _pool(sources: Sequence[SourceConfig], groups: Sequence[Sequence[TissueFile]]) -> TilePool:
