@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wsiseg.cli.say import PATH, THERE
+from wsiseg.cli.say import LESS_MEMORY, PATH, THERE
 
 
 @click.command("pretrain")
@@ -44,6 +44,8 @@ def command(
     """
     from wsiseg.config import apply_overrides, find_config, load_yaml
     from wsiseg.errors import ConfigError
+    from wsiseg.inference.memory import memory_said
+    from wsiseg.models.devices import pick_device
     from wsiseg.training.pretrain import pretrain
     from wsiseg.training.pretrain_config import chosen_stages, pretrain_config
     from wsiseg.training.processes import Processes, device_of_process
@@ -55,7 +57,8 @@ def command(
         raise ConfigError(f"--config {config}{' with --set' if settings else ''}: {e}") from e
     own = device_of_process(device)
     for stage in chosen_stages(run, stages):
-        written = pretrain(stage, run, data=data, out=out, resume=resume, device=own)
+        with memory_said(pick_device(own), advice=LESS_MEMORY):
+            written = pretrain(stage, run, data=data, out=out, resume=resume, device=own)
         if Processes().first:
             click.echo(f"wrote {written}")
     Processes().end()

@@ -29,6 +29,8 @@ class UserPath(click.Path):
 PATH = UserPath()
 THERE = UserPath(exists=True)
 """A file or folder that must be there."""
+LESS_MEMORY = "give another --out and a smaller loop.batch_size with a larger loop.accumulate"
+"""What takes less memory in training."""
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wsiseg.cli.say import PATH, THERE
+from wsiseg.cli.say import LESS_MEMORY, PATH, THERE
 
 
 @click.command("train")
@@ -70,6 +70,8 @@ def command(
     from wsiseg.datasets.base import Subset, fold_of
     from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
     from wsiseg.errors import ConfigError
+    from wsiseg.inference.memory import memory_said
+    from wsiseg.models.devices import pick_device
     from wsiseg.training.processes import Processes, device_of_process
     from wsiseg.training.start import starting_point
     from wsiseg.training.train import TrainConfig, train
@@ -89,15 +91,17 @@ def command(
         click.echo(f"wsiseg: warning: {split} is for measuring; do not measure on it now", err=True)
     if fold is not None:
         dataset = Subset(dataset, fold_of(dataset, fold)[0])
-    start = starting_point(run, extractor, with_head=with_head, device=device_of_process(device))
+    own = device_of_process(device)
+    start = starting_point(run, extractor, with_head=with_head, device=own)
     part = {**described, "part": split, "left out": fold and f"fold {fold}"}
-    path = train(
-        start.config,
-        dataset,
-        start.model,
-        out=out,
-        resume=resume,
-        provenance={"dataset": part, **start.origin},
-    )
+    with memory_said(pick_device(own), advice=LESS_MEMORY):
+        path = train(
+            start.config,
+            dataset,
+            start.model,
+            out=out,
+            resume=resume,
+            provenance={"dataset": part, **start.origin},
+        )
     Processes().end()
     click.echo(f"wrote {path}")

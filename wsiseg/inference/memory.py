@@ -69,31 +69,35 @@ class Parts:
 
 
 @contextmanager
-def memory_said(device: torch.device) -> Iterator[None]:
+def memory_said(device: torch.device, *, advice: str = "") -> Iterator[None]:
     """Have a lack of memory in the block raised as what can be read.
+
+    Args:
+        device: where the block computes.
+        advice: what takes less memory; empty: what `predict` has for it.
 
     Raises:
         DeviceMemoryError: the device has no memory left.
     """
     try:
         yield
-    except RuntimeError as e:
+    except (RuntimeError, MemoryError) as e:
         if lacks_memory(e):
-            raise no_memory(device) from e
+            raise no_memory(device, advice) from e
         raise
 
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that a device has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
-def no_memory(device: torch.device) -> DeviceMemoryError:
+def no_memory(device: torch.device, advice: str = "") -> DeviceMemoryError:
     """The error of a device whose memory does not do for the least that can be computed."""
     other = "--memory" if device.type == "cpu" else "--batch-size, or --device cpu"
     return DeviceMemoryError(
-        f"{device}: out of memory; end what else uses it and start the same command again, or give"
-        f" a lower {other}"
+        f"{device}: out of memory; end what else uses it and start the same command again, or "
+        + (advice or f"give a lower {other}")
     )
