@@ -9,6 +9,7 @@ int to float, and 1e-4 without a point, which YAML reads as a word.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import reprlib
 import types
@@ -180,6 +181,8 @@ def _key(key: Any) -> str:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if isinstance(value, int) and abs(value) > _MAX_INT:
         raise ConfigError(f"{where}: {_shown(value)} is too large")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {value} is no number to compute with")
     origin, args = get_origin(kind), get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:

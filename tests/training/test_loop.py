@@ -18,11 +18,11 @@ from wsiseg.atomic import staged
 from wsiseg.config import from_mapping
 from wsiseg.datasets.augment import AugmentConfig
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, OutputError, UsageError
+from wsiseg.training.claim import claim_run
 from wsiseg.training.dino import DinoConfig
 from wsiseg.training.files import append_row, cut_rows, read_state, resume_step
 from wsiseg.training.loop import (
     LoopConfig,
-    claim_run,
     learning_rate,
     run_loop,
 )

@@ -86,4 +86,4 @@ def ddim(
 
 def steps_at(shares: tuple[float, ...], steps: int) -> list[int]:
     """Distinct diffusion steps at shares of T."""
-    return sorted({round(share * steps) for share in shares})
+    return sorted({min(round(share * steps), steps - 1) for share in shares})

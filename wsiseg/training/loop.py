@@ -6,7 +6,6 @@ resumed run is the run that was not interrupted, unless its schedule goes by the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -18,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiseg.atomic import staged
-from wsiseg.config import difference, from_mapping, to_mapping
-from wsiseg.errors import ConfigError, ModelError, UsageError
+from wsiseg.errors import ConfigError, ModelError
 from wsiseg.training.clock import Clock
 from wsiseg.training.curves import draw_curves
 from wsiseg.training.files import RunLog
@@ -116,38 +114,6 @@ class Rated(Protocol):
     def rates(self) -> list[float]:
         """Learning rates of the parameters, one each, against the loop's."""
         ...
-
-
-def claim_run(run: Path, config: Any, *, resume: bool) -> None:
-    """Make a run folder and keep its configuration in it; refuse to mix two runs.
-
-    A run that ended before its first line of log or state (a missing data folder, say) is none.
-
-    Raises:
-        UsageError: the folder holds a run and `resume` is off, or that of another configuration.
-        OutputError: the folder cannot be written.
-    """
-    record, text = run / "config.json", json.dumps(to_mapping(config), indent=1)
-    begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
-    if begun and not resume:
-        raise UsageError(f"{run}: holds a run already; give --resume or another --out")
-    if begun and (other := _other_key(record, config)):
-        raise UsageError(
-            f"{run}: was started with another configuration ({other}); use another --out, and to"
-            " train further give its model as the start of a new run"
-        )
-    with staged(record) as (temporary,):
-        temporary.write_text(text)
-
-
-def _other_key(record: Path, config: Any) -> str:
-    """The first key of a configuration that is not as a file holds it, empty if none; keys that
-    the file lacks have their defaults."""
-    try:
-        held = from_mapping(type(config), json.loads(record.read_text()))
-    except (OSError, ValueError):  # missing, damaged, or of another kind
-        return f"{record.name} cannot be read as one of its kind"
-    return difference(held, config)
 
 
 def learning_rate(config: LoopConfig, step: int, gone: float = 0.0) -> float:
@@ -251,7 +217,8 @@ def _gradients(
         ModelError: the loss is no longer finite.
     """
     seed, process = seeds
-    own = seed * 1_000_003 + step + process * 2_000_000_011  # the CPU's generator takes 32 bits
+    # Of 64 bits, which any seed's product is kept in, the CPU's generator takes 32.
+    own = (seed * 1_000_003 + step + process * 2_000_000_011) % 2**63
     generator = torch.Generator().manual_seed(own)
     torch.manual_seed(own ^ _OTHER_STREAM)  # dropout and what else draws from the global generator
     device = next(task.module.parameters()).device.type

@@ -29,11 +29,12 @@ from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mappi
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.stain import StainBasis, normalise_image, target_of
 from wsiseg.training.background import Background
+from wsiseg.training.claim import claim_run
 from wsiseg.training.feature_cache import FeatureCache
 from wsiseg.training.files import resume_step
 from wsiseg.training.finish import write_models
 from wsiseg.training.head_task import HeadTask, Inputs
-from wsiseg.training.loop import claim_run, run_loop
+from wsiseg.training.loop import run_loop
 from wsiseg.training.losses import frequency_weights
 from wsiseg.training.patches import ImageStore, Patches, UInt8, to_resolution, warn_of_enlarging
 from wsiseg.training.processes import Processes
@@ -268,10 +269,9 @@ def _claim_inputs(
     Returns:
         A digest of them: the same features belong to it and the configuration.
     """
-    own = storage.fingerprint(extractor_mapping(extractor), extractor.state_dict())
     names = inputs.dataset.names
     record_of = {
-        "extractor": own,
+        "extractor": storage.fingerprint(extractor_mapping(extractor), extractor.state_dict()),
         "classes": inputs.dataset.classes.to_list(),
         "mpp": inputs.dataset.mpp,
         "images": [names[i] for i in inputs.training],
@@ -289,8 +289,8 @@ def _claim_inputs(
     Processes().wait()
     if record.read_text() != text:
         raise UsageError(
-            f"{out}: was started with another extractor, other images or labels, or by another "
-            "version of wsiseg; use another --out"
+            f"{out}: was started with another extractor, other images or labels, or by another"
+            " version of wsiseg; use another --out"
         )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
