@@ -21,6 +21,8 @@ from wsiseg.errors import CheckpointError, MissingCheckpointError, OutputError
 FORMAT = 1
 """Version of the metadata; a file with a higher one is refused."""
 KEY = "wsiseg"
+PART = "wsiseg.part"
+"""In the metadata of a file that a stage of the pretraining hands to the next."""
 """The key of the safetensors metadata that holds the JSON."""
 KINDS = ("segmenter", "extractor")
 """What a file can hold: extractor and head, or an extractor alone."""
@@ -124,6 +126,11 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
     header = _json_header(path)
     meta = header.pop("__metadata__", None)
     text = meta.get(KEY) if isinstance(meta, dict) else None
+    if isinstance(meta, dict) and PART in meta:
+        raise CheckpointError(
+            f"{path}: one stage's part of a pretraining; the last stage writes "
+            "extractor.safetensors beside it"
+        )
     if not isinstance(text, str):
         raise CheckpointError(
             f"{path}: a safetensors file, but not one of wsiseg; bring the authors' weights in "

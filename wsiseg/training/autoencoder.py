@@ -36,8 +36,9 @@ class AutoencoderConfig:
     """Configuration of the first stage's training."""
 
     bottleneck_weight: float | None = None
-    """Weight of the KL term (kl) or of codebook and commitment (vq); null takes 1e-4 for kl, as
-    latent diffusion does, and 1 for vq, as VQGAN does."""
+    """Weight of the KL term, a mean over the latents' numbers (kl), or of codebook and commitment
+    (vq); null takes 1e-4 for kl, our choice, and 1 for vq, as VQGAN does. As in VQGAN's code
+    the codes move with weight 0.25 and the encoder with 1, not the other way round as in VQ-VAE."""
     edge_weight: float = 1.0
     """Weight of the L1 loss on horizontal and vertical differences, against blur."""
     laplacian_weight: float = 0.0

@@ -37,6 +37,12 @@ class DinoConfig:
     """Local crops an image."""
     prototypes: int = 2048
     """Outputs of the projection head."""
+    hidden: int = 512
+    """Width of its two hidden layers; 2048 in DINO."""
+    bottleneck: int = 128
+    """Width of what its last layer sees; 256 in DINO."""
+    freeze_steps: int = 0
+    """Steps at the beginning in which the last layer stays as it is; an epoch in DINO."""
     teacher_temperature: float = 0.04
     """Temperature of the teacher's softmax."""
     student_temperature: float = 0.1
@@ -58,6 +64,8 @@ class DinoConfig:
     def __post_init__(self) -> None:
         if self.prototypes < 2 or self.local_count < 0:
             raise ConfigError("dino: prototypes must be at least 2, local_count not negative")
+        if min(self.hidden, self.bottleneck) < 1 or self.freeze_steps < 0:
+            raise ConfigError("dino: hidden and bottleneck must be at least 1, freeze_steps from 0")
         if not min(self.teacher_temperature, self.student_temperature) > 0:
             raise ConfigError("dino: temperatures must be above 0")
         if not (0 <= self.momentum <= 1 and 0 <= self.centre_momentum <= 1):
@@ -73,8 +81,9 @@ class DinoConfig:
 class ProjectionHead(nn.Module):
     """Three layers to a bottleneck on the sphere, then weight-normalised prototypes."""
 
-    def __init__(self, dim: int, prototypes: int, hidden: int = 512, bottleneck: int = 128) -> None:
+    def __init__(self, dim: int, config: DinoConfig) -> None:
         super().__init__()
+        hidden, bottleneck = config.hidden, config.bottleneck
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden),
             nn.GELU(),
@@ -82,7 +91,7 @@ class ProjectionHead(nn.Module):
             nn.GELU(),
             nn.Linear(hidden, bottleneck),
         )
-        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck) * 0.02)
+        self.prototypes = nn.Parameter(torch.randn(config.prototypes, bottleneck) * 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., prototypes) logits of (..., dim) vectors."""
@@ -101,11 +110,9 @@ class DinoTask:
     ) -> None:
         self.config, self.augment, self.loop = config, augment, loop
         self.vit, self.processes = vit, Processes()
-        student = nn.ModuleDict(
-            {"encoder": ViT(vit), "head": ProjectionHead(vit.dim, config.prototypes)}
-        )
+        student = nn.ModuleDict({"encoder": ViT(vit), "head": ProjectionHead(vit.dim, config)})
         if config.mask_share:
-            student["patch_head"] = ProjectionHead(vit.dim, config.prototypes)
+            student["patch_head"] = ProjectionHead(vit.dim, config)
             student["mask"] = nn.ParameterList([torch.zeros(vit.dim)])
         teacher = copy.deepcopy(student).requires_grad_(False)
         self.module = nn.ModuleDict({"student": student, "teacher": teacher})
@@ -131,6 +138,7 @@ class DinoTask:
         With `mask_share` also that of every hidden patch of a global crop against the teacher's.
         """
         c = self.config
+        self._freeze(step < c.freeze_steps)
         images = to_tensor(batch, device=self.parameters()[0].device)  # type: ignore[arg-type]
         views = [self._view(images, c.global_px, c.global_scale, generator) for _ in range(2)]
         local = [
@@ -157,6 +165,13 @@ class DinoTask:
             wanted = self._targets(teacher["patch_head"](known[:, 1:][hidden]), "patch_centre")
         masked = self._cross_entropy(wanted, student["patch_head"](seen[:, 1:][hidden]).float())
         return {"loss": loss + c.mask_weight * masked, "spread": spread, "masked": masked}
+
+    def _freeze(self, frozen: bool) -> None:
+        """Have the last layers of the student's heads learn or not, as DINO's code does."""
+        for name, module in self.module["student"].named_children():
+            if name.endswith("head"):
+                prototypes: Any = module.prototypes
+                prototypes.requires_grad_(not frozen)
 
     def _targets(self, logits: Tensor, centre: str) -> Tensor:
         """The teacher's distributions (N, prototypes); remembers the logits for the centre."""
