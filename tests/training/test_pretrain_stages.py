@@ -13,68 +13,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pretrain_toys import STAGES, made, report, stop_after, write_tissue
 from safetensors.torch import load_file, save_file
 
-from wsiseg.config import from_mapping, load_yaml
+from wsiseg.config import load_yaml
 from wsiseg.errors import CheckpointError, ConfigError, UsageError
 from wsiseg.geometry import Size
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig, PathSegDiffExtractor
 from wsiseg.models.extractors.vit import ViT
 from wsiseg.slides.phantom import write_phantom
 from wsiseg.training import loop
+from wsiseg.training.parts import made_of
 from wsiseg.training.pretrain import PretrainConfig, pretrain
 from wsiseg.training.pretrain_config import pretrain_config
 from wsiseg.training.pretrain_report import Measured, report_encoder
 from wsiseg.training.tiles import load_pools
-
-EXTRACTOR: dict[str, Any] = {
-    "encoder": {"dim": 16, "depth": 1, "heads": 2, "patch_px": 16, "position_px": 32},
-    "first_stage": {
-        "kind": "vq",
-        "channels": [8, 8, 8],
-        "layers": 1,
-        "latent_channels": 2,
-        "groups": 4,
-        "codes": 16,
-    },
-    "unet": {"channels": [8, 8, 16, 16], "layers": 2, "context_dim": 16, "groups": 4},
-    "region_dim": 0,
-    "tile_px": 32,
-}
-SOURCES = [
-    {"path": "light_*.png", "label": "light", "group": "(g[0-9]+)_"},
-    {"path": "dark_*.png", "label": "dark", "group": "(g[0-9]+)_"},
-]
-STAGES = ("encoder", "autoencoder", "ldm")
-
-
-def made(steps: int = 2, **changes: Any) -> PretrainConfig:
-    loop_ = {"batch_size": 4, "warmup_steps": 1, "log_every": 2, "save_every": 1, "steps": steps}
-    dino = {"global_px": 32, "local_px": 16, "local_count": 1, "prototypes": 8, "mask_share": 0.5}
-    data = {
-        "extractor": EXTRACTOR,
-        "mpp": 1.0,
-        "sources": SOURCES,
-        "validation_share": 0.25,
-        "augment": {"stain_gain": 0.0, "stain_shift": 0.0},
-        "encoder": {"crop_px": 32, "dino": dino, "loop": loop_},
-        "autoencoder": {"crop_px": 32, "loop": loop_},
-        "ldm": {"crop_px": 32, "loop": loop_},
-    }
-    for name, value in changes.items():
-        data[name] = {**data[name], **value} if isinstance(value, dict) else value  # type: ignore[dict-item]
-    return from_mapping(PretrainConfig, data)
 
 
 @pytest.fixture(scope="module")
 def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight light and eight dark images, copies two by two."""
     folder = tmp_path_factory.mktemp("tissue")
-    rng = np.random.default_rng(0)
-    for name, value in (("light", 200), ("dark", 70)):
-        for number in range(8):
-            pixels = rng.normal(value, 25, (48, 56, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{name}_g{number // 2}_{number % 2}.png")
+    write_tissue(folder)
     return folder
 
 
@@ -84,11 +44,6 @@ def run(tissue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in STAGES:
         pretrain(stage, made(), data=tissue, out=out)  # type: ignore[arg-type]
     return out
-
-
-def report(out: Path, stage: str) -> dict[str, float]:
-    found: dict[str, float] = json.loads((out / stage / "metrics.json").read_text())
-    return found
 
 
 def test_every_stage_has_numbers_and_a_picture(run: Path) -> None:
@@ -105,7 +60,7 @@ def test_every_stage_has_numbers_and_a_picture(run: Path) -> None:
     assert {"conditioned", "null", "shuffled", "t10", "t500_null"} <= set(ldm)
     sizes = {
         "encoder/neighbours.png": (8 * 32 + 7 * 4, 4 * 32 + 3 * 4),
-        "autoencoder/reconstructions.png": (4 * 32 + 3 * 4, 2 * 32 + 4),
+        "autoencoder/reconstructions.png": (8 * 32 + 7 * 4, 2 * 32 + 4),
         "ldm/samples.png": (4 * 32 + 3 * 4, 2 * 32 + 4),
     }
     for name, size in sizes.items():
@@ -116,7 +71,7 @@ def test_every_stage_has_numbers_and_a_picture(run: Path) -> None:
 def test_vectors_that_tell_the_labels_apart_are_seen_to(tissue: Path, tmp_path: Path) -> None:
     config = made()
     pools = load_pools(config.sources, tissue, mpp=1.0, validation_share=0.25)
-    measured = Measured(pools, 32, 4, 0, torch.device("cpu"))
+    measured = Measured(pools, 32, 0, torch.device("cpu"))
     torch.manual_seed(0)
 
     class Mean(ViT):
@@ -213,17 +168,6 @@ def test_a_run_goes_on_with_its_slides_only(slides: Path, tmp_path: Path) -> Non
         pretrain("autoencoder", config, data=slides, out=tmp_path, resume=True)
 
 
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = loop._save
-
-    def stop(path: Path, task: Any, optimiser: Any, done: int, seconds: float) -> None:
-        save(path, task, optimiser, done, seconds)
-        if done == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "_save", stop)
-
-
 RICH = {
     "laplacian_weight": 0.5,
     "feature_weight": 0.1,
@@ -241,8 +185,9 @@ def test_a_resumed_run_with_all_options_is_the_uninterrupted_one(
         (tmp_path / name).mkdir()
         weights = load_file(run / "encoder.safetensors")
         if stage == "autoencoder":
-            meta = {"wsiseg.part": "{}"}
-            save_file(weights, tmp_path / name / "encoder.safetensors", metadata=meta)
+            meta = json.dumps(made_of(config.extractor.encoder, config.mpp))
+            path = tmp_path / name / "encoder.safetensors"
+            save_file(weights, path, metadata={"wsiseg.part": meta})
     whole = pretrain(stage, config, data=tissue, out=tmp_path / "whole")
     with monkeypatch.context() as patched:
         stop_after(2, patched)

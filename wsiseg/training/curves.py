@@ -27,8 +27,10 @@ Float = npt.NDArray[np.float64]
 INK, GREY, RULE = "#1c2026", "#68707a", "#ced2d8"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#333333")
 """Colours that colour-blind readers can tell apart."""
-NOT_LOSSES = ("step", "epoch", "learning_rate", "seconds")
+NOT_LOSSES = ("step", "epoch", "learning_rate", "seconds", "held_out_images")
 MEASURES = {"dice": "Dice", "miou": "mIoU", "accuracy": "Accuracy"}
+PRETRAINED = ("knn_accuracy", "effective_rank", "psnr", "conditioned")
+"""Of a stage of the pretraining the first of these is shown, else the first error."""
 
 
 def draw_curves(run: str | Path) -> Path:
@@ -122,10 +124,12 @@ def _draw_losses(axes: Axes, log: Mapping[str, Float]) -> None:
 
 def _draw_validation(axes: Axes, validation: Mapping[str, Float]) -> None:
     steps = validation["step"]
-    for i, (name, label) in enumerate(MEASURES.items()):
-        if name in validation:
-            colour = SERIES[i]
-            axes.plot(steps, validation[name], color=colour, label=label, marker="o", markersize=3)
+    shown = {name: label for name, label in MEASURES.items() if name in validation}
+    if not shown:
+        names = [n for n in (*PRETRAINED, *validation) if n in validation and n not in NOT_LOSSES]
+        shown = {n: n.replace("_", " ") for n in names[:1]}
+    for i, (name, label) in enumerate(shown.items()):
+        axes.plot(steps, validation[name], color=SERIES[i], label=label, marker="o", markersize=3)
     dice = validation.get("dice")
     if dice is not None and np.isfinite(dice).any():
         best = int(np.nanargmax(dice))

@@ -8,9 +8,9 @@ but the encoder's report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,30 @@ from wsiseg.models.base import FeatureExtractor, to_tensor
 from wsiseg.models.checkpoint import save_extractor
 from wsiseg.models.devices import pick_device
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
-from wsiseg.models.extractors.vit import ViT
 from wsiseg.models.registry import build_extractor
 from wsiseg.training.autoencoder import AutoencoderTask, latent_statistics
+from wsiseg.training.claim import claim_run
 from wsiseg.training.dino import DinoTask
-from wsiseg.training.files import resume_step
 from wsiseg.training.latent import DenoiserTask
-from wsiseg.training.loop import LoopConfig, Task, claim_run, run_loop
-from wsiseg.training.parts import load_part, load_parts, save_part
+from wsiseg.training.parts import claim_parts, load_encoder, load_parts, made_of, save_part
 from wsiseg.training.pixel_ddpm import PixelDDPMTask
 from wsiseg.training.pretrain_config import (
     PixelPretrainConfig,
     PretrainConfig,
     Stage,
     chosen_stages,
+    needed,
+    stage_mapping,
 )
 from wsiseg.training.pretrain_report import (
-    Measured,
     report_autoencoder,
     report_denoiser,
     report_encoder,
     report_pixel_ddpm,
-    write_report,
 )
 from wsiseg.training.processes import Processes
-from wsiseg.training.tiles import Pools, load_pools, other_files
+from wsiseg.training.stage_run import Report, StageRun
+from wsiseg.training.tiles import Pools, divide, find_files, other_files, warn_of_small
 
 __all__ = ["PixelPretrainConfig", "PretrainConfig", "pretrain"]
 
@@ -90,123 +89,88 @@ def pretrain(
     if part.loop.batch_size % processes.count:
         raise ConfigError(f"loop.batch_size: must be a multiple of {processes.count} processes")
     if processes.first:
-        claim_run(out / stage, config, resume=resume)
+        claim_run(out / stage, config, resume=resume, of=lambda c: stage_mapping(c, stage))
     processes.wait()
     torch.manual_seed(config.seed)
-    pools = load_pools(
-        config.sources,
-        data,
-        mpp=config.mpp,
-        validation_share=config.validation_share,
-        seed=config.seed,
-        memory_gb=config.memory_gb,
-    )
+    pools = _pools(config, data, out)
     try:
         if processes.first:
+            warn_of_small((pools.training, pools.measured), part.crop_px, config.scale)
             _claim_files(out / stage, pools, data)
+            claim_parts(
+                out / stage, [out / f"{name}.safetensors" for name in needed(config, stage)]
+            )
+            _warn_of_other_files(out, config.stages, stage)
         processes.wait()
         _check_files(out / stage, pools, data)
         if processes.first:
             counts = f"{len(pools.training)} images, {pools.held_out_images} held out"
             print(f"{stage}: {counts}, {part.loop.steps} steps", flush=True)
-        return _STAGES[stage](_Run(stage, config, pools, part, out, target))
+        return _STAGES[stage](StageRun(stage, config, pools, part, out, target))
     finally:
         pools.slides.close()
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A stage at work."""
-
-    stage: Stage
-    config: Any
-    pools: Pools
-    part: Any
-    out: Path
-    device: torch.device
-
-    @property
-    def folder(self) -> Path:
-        return self.out / self.stage
-
-    @property
-    def loop(self) -> LoopConfig:
-        loop: LoopConfig = self.part.loop
-        return loop
-
-    def train(self, task: Task) -> None:
-        """All steps of a task, from where its state stands."""
-        task.module.to(self.device)
-        state, processes = resume_step(self.folder / "state.pt"), Processes()
-        batches = self.pools.training.batches(
-            self.part.crop_px,
-            self.loop.batch_size,
-            seed=self.config.seed,
-            start=state[0] * self.loop.accumulate,
-            scale=self.config.scale,
-            share=(processes.index, processes.count),
-        )
-        with closing(batches):  # type: ignore[type-var]
-            run_loop(task, batches, self.loop, run=self.folder, seed=self.config.seed, state=state)
-
-    def measured(self, size_px: int) -> Measured:
-        """Crops to measure on."""
-        size = self.loop.batch_size
-        return Measured(self.pools, size_px, size, self.config.seed, self.device)
-
-    def finish(self, name: str, write: Callable[[Path], None]) -> Path:
-        """The file of a name, which the first process writes."""
-        path, processes = self.out / name, Processes()
-        if processes.first:
-            write(path)
+def _pools(config: Any, data: Path, out: Path) -> Pools:
+    """The files of all sources; the first process looks for the tissue of slides, once a run."""
+    processes = Processes()
+    if not processes.first:
         processes.wait()
-        return path
+    found = find_files(
+        config.sources, data, mpp=config.mpp, memory_gb=config.memory_gb, kept=out / "tissue"
+    )
+    if processes.first:
+        processes.wait()
+    return divide(found, validation_share=config.validation_share, seed=config.seed)
 
 
-def _encoder(run: _Run) -> Path:
+def _encoder(run: StageRun) -> Path:
     config: PretrainConfig = run.config
     part = config.encoder
     task = DinoTask(config.extractor.encoder, part.dino, config.augment, part.loop)
-    run.train(task)
+    measured = run.measured(config.extractor.tile_px)
+
+    def report() -> Mapping[str, float]:
+        return report_encoder(task.encoder.eval(), measured, run.folder)
 
     def write(path: Path) -> None:
-        encoder, measured = task.encoder.eval(), run.measured(config.extractor.tile_px)
-        write_report(run.folder, report_encoder(encoder, measured, run.folder))
-        save_part(path, encoder, {})
+        save_part(path, task.encoder, made_of(config.extractor.encoder, config.mpp))
+        run.report(report)
 
+    run.train(task, report)
     return run.finish("encoder.safetensors", write)
 
 
-def _autoencoder(run: _Run) -> Path:
+def _autoencoder(run: StageRun) -> Path:
     config: PretrainConfig = run.config
     part, first_stage = config.autoencoder, config.extractor.first_stage
     encoder = None
     if part.autoencoder.feature_weight:
-        encoder = ViT(config.extractor.encoder)
-        load_part(run.out / "encoder.safetensors", encoder)
-        encoder.to(run.device)
+        encoder = load_encoder(config.extractor, run.out, mpp=config.mpp).to(run.device)
     torch.manual_seed(config.seed)
     task = AutoencoderTask(first_stage, part.autoencoder, config.augment, encoder=encoder)
-    run.train(task)
+    measured = run.measured(part.crop_px)
+
+    def report() -> Mapping[str, float]:
+        return report_autoencoder(task, measured, run.folder)
 
     def write(path: Path) -> None:
-        measured = run.measured(part.crop_px)
-        write_report(run.folder, report_autoencoder(task, measured, run.folder))
         key = (config.seed, part.loop.steps * part.loop.accumulate)
         size = part.loop.batch_size
         pixels = run.pools.training.batch(part.crop_px, size, key, scale=config.scale)
         images = to_tensor(pixels, device=run.device)
-        save_part(
-            path, task.network, to_mapping(latent_statistics(task.network, first_stage, images))
-        )
+        network = latent_statistics(task.network, first_stage, images)
+        save_part(path, task.network, made_of(network, config.mpp))
+        run.report(report)
 
+    run.train(task, report)
     return run.finish("autoencoder.safetensors", write)
 
 
-def _denoiser(run: _Run) -> Path:
+def _denoiser(run: StageRun) -> Path:
     config: PretrainConfig = run.config
-    encoder, first_stage, measured = load_parts(config.extractor, run.out)
-    extractor = replace(config.extractor, first_stage=measured)
+    encoder, first_stage, held = load_parts(config.extractor, run.out, mpp=config.mpp)
+    extractor = replace(config.extractor, first_stage=held)
     task = DenoiserTask(
         extractor,
         config.ldm.denoiser,
@@ -214,10 +178,12 @@ def _denoiser(run: _Run) -> Path:
         encoder=encoder.to(run.device),
         first_stage=first_stage.to(run.device),
     )
-    run.train(task)
+    measured = run.measured(config.ldm.crop_px)
+
+    def report() -> Mapping[str, float]:
+        return report_denoiser(task, measured, run.folder)
 
     def write(path: Path) -> None:
-        report = report_denoiser(task, run.measured(config.ldm.crop_px), run.folder)
         network = PathSegDiffExtractor(extractor)
         average: Any = task.module["average"]
         for name, weights in (
@@ -229,19 +195,22 @@ def _denoiser(run: _Run) -> Path:
             getattr(network, name).load_state_dict(weights.state_dict())
         _write_extractor(path, run, network, report)
 
+    run.train(task, report)
     return run.finish("extractor.safetensors", write)
 
 
-def _ddpm(run: _Run) -> Path:
+def _ddpm(run: StageRun) -> Path:
     config: PixelPretrainConfig = run.config
     task = PixelDDPMTask(build_extractor(config.extractor), config.ddpm, config.augment)
-    run.train(task)
+    measured = run.measured(config.crop_px)
 
-    def write(path: Path) -> None:
-        report = report_pixel_ddpm(task, run.measured(config.crop_px), run.folder)
-        _write_extractor(path, run, task.average, report)
+    def report() -> Mapping[str, float]:
+        return report_pixel_ddpm(task, measured, run.folder)
 
-    return run.finish("extractor.safetensors", write)
+    run.train(task, report)
+    return run.finish(
+        "extractor.safetensors", lambda path: _write_extractor(path, run, task.average, report)
+    )
 
 
 def _claim_files(run: Path, pools: Pools, data: Path) -> None:
@@ -270,16 +239,27 @@ def _check_files(run: Path, pools: Pools, data: Path) -> None:
         raise UsageError(f"{run}: was started {other} use another --out")
 
 
-def _write_extractor(
-    path: Path, run: _Run, network: FeatureExtractor, report: Mapping[str, float]
-) -> None:
+def _warn_of_other_files(out: Path, stages: Sequence[Stage], stage: Stage) -> None:
+    """Say where a stage before was trained on other files than this one: what is held out of this
+    one may be known to it."""
+    own = (out / stage / "files.json").read_text()
+    records = {s: out / s / "files.json" for s in stages[: stages.index(stage)]}
+    there = {s: record.read_text() for s, record in records.items() if record.exists()}
+    if other := [s for s, files in there.items() if other_files(files, own)]:
+        warnings.warn(
+            f"{stage}: the files are not those of the stage {other[0]} (another seed, source or"
+            " share), so what is measured on may have been trained on there",
+            stacklevel=3,
+        )
+
+
+def _write_extractor(path: Path, run: StageRun, network: FeatureExtractor, report: Report) -> None:
     """The report of the last stage, and the extractor with it in its card."""
-    write_report(run.folder, report)
-    card = {"pretraining": to_mapping(run.config), "denoising_error": dict(report)}
+    card = {"pretraining": to_mapping(run.config), "denoising_error": run.report(report)}
     save_extractor(path, network, card=card, licence=run.config.licence)
 
 
-_STAGES: Mapping[Stage, Callable[[_Run], Path]] = {
+_STAGES: Mapping[Stage, Callable[[StageRun], Path]] = {
     "encoder": _encoder,
     "autoencoder": _autoencoder,
     "ldm": _denoiser,

@@ -16,6 +16,7 @@ from wsiseg.errors import ConfigError, UsageError
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffConfig
 from wsiseg.models.registry import EXTRACTORS, resolve
 from wsiseg.training.autoencoder import AutoencoderConfig
+from wsiseg.training.claim import essential
 from wsiseg.training.dino import DinoConfig
 from wsiseg.training.latent import DenoiserConfig
 from wsiseg.training.loop import LoopConfig
@@ -86,6 +87,9 @@ class CommonConfig:
     validation_share: float = 0.05
     """Share of each source's images or slides (groups, where it has them) that is not trained on
     but measured on, rounded up, at most half; 0 = none, and training images are measured on."""
+    measure_every: int = 0
+    """Steps between two measurements of a stage while it runs, beside the one at its end; 0 =
+    none."""
     memory_gb: float = 4.0
     """Bound on the decoded images that each process holds, in 10^9 bytes; the rest is read again
     when its turn comes. Of slides nothing is held."""
@@ -98,6 +102,8 @@ class CommonConfig:
             raise ConfigError(f"validation_share {self.validation_share}: must be 0 to below 1")
         if not self.memory_gb > 0:
             raise ConfigError(f"memory_gb {self.memory_gb}: must be above 0")
+        if self.measure_every < 0:
+            raise ConfigError(f"measure_every {self.measure_every}: must not be negative")
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,8 @@ class PretrainConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         patch, factor = self.extractor.encoder.patch_px, self.extractor.first_stage.factor
+        if self.encoder.crop_px < patch:
+            raise ConfigError(f"encoder.crop_px {self.encoder.crop_px}: must be at least {patch}")
         losses, side = self.autoencoder.autoencoder, self.autoencoder.crop_px
         if losses.feature_weight and side % patch:
             raise ConfigError(
@@ -169,6 +177,31 @@ def pretrain_config(data: Mapping[str, Any]) -> PretrainConfig | PixelPretrainCo
     extractor = data.get("extractor")
     named = isinstance(extractor, Mapping) and "name" in extractor
     return from_mapping(PixelPretrainConfig, data) if named else from_mapping(PretrainConfig, data)
+
+
+def stage_mapping(config: CommonConfig, stage: Stage) -> Any:
+    """What of a configuration the weights of a stage depend on, as plain data.
+
+    Of PathSegDiff's stages those before it come in as files, and those after it not at all.
+    """
+    data = essential(config)
+    if isinstance(config, PixelPretrainConfig):
+        return data
+    data = {k: v for k, v in data.items() if k == stage or k not in config.stages}
+    networks = {"encoder": ("encoder",), "autoencoder": ("encoder", "first_stage")}.get(stage)
+    if networks is not None:
+        data["extractor"] = {k: data["extractor"][k] for k in networks}
+    return data
+
+
+def needed(config: CommonConfig, stage: Stage) -> tuple[Stage, ...]:
+    """The stages whose parts a stage is built on."""
+    if isinstance(config, PretrainConfig):
+        if stage == "ldm":
+            return ("encoder", "autoencoder")
+        if stage == "autoencoder" and config.autoencoder.autoencoder.feature_weight:
+            return ("encoder",)
+    return ()
 
 
 def chosen_stages(config: CommonConfig, names: Sequence[str]) -> tuple[Stage, ...]:

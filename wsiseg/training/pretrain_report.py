@@ -27,8 +27,9 @@ from wsiseg.training.pixel_ddpm import PixelDDPMTask, sample, save_estimates, ti
 from wsiseg.training.tile_pool import TilePool, View
 from wsiseg.training.tiles import Pools
 
-CROPS = 32
-"""Crops that first stage and denoisers are measured on, at least."""
+CROPS, AT_ONCE = 32, 8
+"""Crops that first stage and denoisers are measured on, and crops of one pass: always so many, so
+that the numbers depend neither on batch sizes nor on how many processes share a batch."""
 BANK, QUERIES = 1000, 300
 """Training and held-out crops that the encoder is measured on at most: one of an image, several of
 a slide, always the same."""
@@ -47,22 +48,20 @@ class Measured:
     Attributes:
         pools: training and held-out images.
         size_px: side of a crop.
-        batch_size: crops of one pass.
         seed: seed of crops and noise.
         device: where the network is.
     """
 
     pools: Pools
     size_px: int
-    batch_size: int
     seed: int
     device: torch.device
 
     def crops(self) -> Iterator[Tensor]:
         """Batches (B, 3, size, size) in [-1, 1] at the target mpp, always the same."""
-        for number in range(-(-CROPS // self.batch_size)):
+        for number in range(CROPS // AT_ONCE):
             key = (self.seed, _MEASURED + number)
-            pixels = self.pools.measured.batch(self.size_px, self.batch_size, key, scale=(1, 1))
+            pixels = self.pools.measured.batch(self.size_px, AT_ONCE, key, scale=(1, 1))
             yield to_tensor(pixels, device=self.device)
 
     def count(self) -> dict[str, float]:
@@ -118,7 +117,7 @@ def _vectors(
     views: list[View] = []
     found: list[list[Tensor]] = [[] for _ in networks]
     with torch.no_grad():
-        for some, pixels in pool.read(pool.views(most), measured.size_px, measured.batch_size):
+        for some, pixels in pool.read(pool.views(most), measured.size_px, AT_ONCE):
             views += some
             images = to_tensor(pixels, device=measured.device)
             for vectors, network in zip(found, networks, strict=True):
