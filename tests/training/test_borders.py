@@ -18,7 +18,8 @@ from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import ModelConfig, build_extractor, build_segmenter
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.borders import border_band, touching
-from wsiseg.training.head_task import HeadTask, Inputs, border_weight
+from wsiseg.training.head_task import HeadTask, border_weight
+from wsiseg.training.inputs import Inputs
 from wsiseg.training.losses import border_loss
 from wsiseg.training.sliding import predict_image
 from wsiseg.training.train import train

@@ -20,9 +20,10 @@ from wsiseg.datasets.glas import GlaS
 from wsiseg.errors import CheckpointError, ConfigError, DatasetError, UsageError
 from wsiseg.models.checkpoint import load_extractor, load_model, read_card
 from wsiseg.training.evaluate import evaluate
+from wsiseg.training.inputs import choose_inputs
 from wsiseg.training.pretrain import PretrainConfig, pretrain
 from wsiseg.training.sliding import predict_image
-from wsiseg.training.train import TrainConfig, choose_inputs, train, training_patches
+from wsiseg.training.train import TrainConfig, train, training_patches
 
 EXTRACTOR = {
     "encoder": {"dim": 16, "depth": 1, "heads": 2, "patch_px": 16, "position_px": 64},

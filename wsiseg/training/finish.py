@@ -18,7 +18,8 @@ from wsiseg.training.calibration import Pixels, checked_temperature, sampled_pix
 from wsiseg.training.evaluate import Measuring, predict_item
 from wsiseg.training.files import read_state
 from wsiseg.training.findings import found_labels
-from wsiseg.training.head_task import HeadTask, Inputs
+from wsiseg.training.head_task import HeadTask
+from wsiseg.training.inputs import Inputs
 from wsiseg.training.panels import panel_file, write_panel
 from wsiseg.training.start import licence_of
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,34 +16,16 @@ from torch import Tensor, nn
 from wsiseg.atomic import staged
 from wsiseg.classes import IGNORE
 from wsiseg.datasets.augment import stain_jitter
-from wsiseg.datasets.base import LabelledDataset
 from wsiseg.models.base import Features, to_tensor
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.denoising import move_average
 from wsiseg.training.evaluate import Evaluation, evaluate
 from wsiseg.training.feature_cache import FeatureCache
+from wsiseg.training.inputs import Inputs
 from wsiseg.training.loop import Outcome
 from wsiseg.training.losses import border_loss, segmentation_loss, thin_background
 from wsiseg.training.patches import Batch
 from wsiseg.training.train_config import TrainConfig
-
-
-class Inputs(NamedTuple):
-    """What a run trains with.
-
-    Attributes:
-        dataset: labelled images.
-        training: indices to train on.
-        validation: indices that choose the best weights; may be empty.
-        pixels: (N, C) labelled pixels of the training images.
-        weights: (C,) class weights of the loss, or None.
-    """
-
-    dataset: LabelledDataset
-    training: Sequence[int]
-    validation: Sequence[int]
-    pixels: npt.NDArray[np.int64]
-    weights: Tensor | None = None
 
 
 class HeadTask:

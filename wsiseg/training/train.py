@@ -10,20 +10,16 @@ import hashlib
 import json
 import shutil
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
-from wsiseg.datasets.base import LabelledDataset, class_pixels, grouped_split
-from wsiseg.errors import ConfigError, DatasetError, UsageError
-from wsiseg.models import storage
+from wsiseg.datasets.base import LabelledDataset
+from wsiseg.errors import ConfigError, UsageError
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mapping
 from wsiseg.models.segmenter import Segmenter
@@ -33,9 +29,9 @@ from wsiseg.training.claim import claim_run
 from wsiseg.training.feature_cache import FeatureCache
 from wsiseg.training.files import resume_step
 from wsiseg.training.finish import write_models
-from wsiseg.training.head_task import HeadTask, Inputs
+from wsiseg.training.head_task import HeadTask
+from wsiseg.training.inputs import Inputs, choose_inputs, claim_inputs, warn_of_unseen
 from wsiseg.training.loop import run_loop
-from wsiseg.training.losses import frequency_weights
 from wsiseg.training.patches import ImageStore, Patches, UInt8, to_resolution, warn_of_enlarging
 from wsiseg.training.processes import Processes
 from wsiseg.training.train_config import FeatureCacheConfig, TrainConfig
@@ -70,7 +66,8 @@ def train(
     Raises:
         UsageError: the folder holds a run already and `resume` is off; `resume` with another
             configuration, extractor or images; a head without weights.
-        DatasetError: no image to train on, or a class without pixels.
+        DatasetError: no image to train on, a class without pixels, no labelled pixel to validate
+            on, or an image or mask that cannot be read.
         ModelError: the loss is no longer finite.
         OutputError: the run folder cannot be written.
     """
@@ -84,14 +81,22 @@ def train(
         if resume and not out.exists():
             warnings.warn(f"{out}: there is no run to resume; a new one begins", stacklevel=2)
         claim_run(out, config, resume=resume)
-        print(_described(inputs), flush=True)
+        warn_of_unseen(inputs)
+        print(inputs.described(), flush=True)
     processes.wait()
+    inputs = inputs.read()
     torch.manual_seed(config.seed)
     target = _stain_target(config, dataset, inputs.training)
     segmenter = _segmenter(config, dataset, start, target)
     state = resume_step(out / "state.pt")
     batches = training_patches(config, inputs, tile_px=segmenter.extractor.tile_px, target=target)
-    key = _claim_inputs(out, batches, inputs, segmenter.extractor, resumed=state[0] > 0)
+    key = claim_inputs(
+        out,
+        inputs,
+        segmenter.extractor,
+        background=() if batches.background is None else batches.background.names,
+        resumed=state[0] > 0,
+    )
     cache = None
     if config.feature_cache.patches:
         limit = round(config.feature_cache.limit_gb * 1e9)
@@ -110,54 +115,6 @@ def train(
         shutil.rmtree(out / "features", ignore_errors=True)  # of no use to a complete run
     processes.wait()
     return path
-
-
-def choose_inputs(config: TrainConfig, dataset: LabelledDataset) -> Inputs:
-    """The images to train and to validate on, and the class weights.
-
-    Raises:
-        DatasetError: no image is left to train on; a class without pixels.
-        UsageError: a limit above the number of images.
-    """
-    if not len(dataset):
-        raise DatasetError("the part of the data set holds no image; choose another --split")
-    training, held = grouped_split(dataset.groups, config.validation_share, config.seed)
-    if not training:
-        raise DatasetError(
-            f"all {len(dataset)} images are of one group, which validation takes; "
-            "set validation_share to 0 or give more images"
-        )
-    if config.limit:
-        if config.limit > len(training):
-            raise UsageError(
-                f"limit {config.limit}: only {len(training)} images are left for training"
-            )
-        order = np.random.default_rng((config.seed, 3)).permutation(len(training))
-        training = sorted(training[int(i)] for i in order[: config.limit])
-    pixels = class_pixels(dataset, training)
-    counts = pixels.sum(axis=0)
-    names = dataset.classes.names
-    empty = [name for name, n in zip(names, counts, strict=True) if n == 0]
-    if empty and not config.allow_empty_classes:
-        raise DatasetError(
-            f"no pixel of class {empty[0]!r} in the {len(training)} training images; give more "
-            "images, leave the class out, or set allow_empty_classes: true"
-        )
-    weights = None
-    if config.loss.class_weights == "frequency":
-        weights = frequency_weights(counts.tolist(), names=names, allow_empty=True)
-    return Inputs(dataset, training, held, pixels, weights)
-
-
-def _described(inputs: Inputs) -> str:
-    """A line on what is trained with."""
-    shares = inputs.pixels.sum(axis=0) / max(1, inputs.pixels.sum())
-    names = inputs.dataset.classes.names
-    classes = ", ".join(f"{n} {s:.1%}" for n, s in zip(names, shares, strict=True))
-    return (
-        f"training on {len(inputs.training)} images, validating on {len(inputs.validation)}; "
-        f"labelled pixels: {classes}"
-    )
 
 
 def training_patches(
@@ -259,40 +216,6 @@ def _continue_head(segmenter: Segmenter, start: Segmenter) -> None:
             f"the head of {start.info.name} has other classes or widths; train a new one on its "
             "extractor"
         ) from e
-
-
-def _claim_inputs(
-    out: Path, batches: Patches, inputs: Inputs, extractor: FeatureExtractor, *, resumed: bool
-) -> str:
-    """Keep which extractor, images and labels a run has; refuse others, in any process.
-
-    Returns:
-        A digest of them: the same features belong to it and the configuration.
-    """
-    names = inputs.dataset.names
-    record_of = {
-        "extractor": storage.fingerprint(extractor_mapping(extractor), extractor.state_dict()),
-        "classes": inputs.dataset.classes.to_list(),
-        "mpp": inputs.dataset.mpp,
-        "images": [names[i] for i in inputs.training],
-        "pixels": inputs.pixels.tolist(),
-        "look": [zlib.crc32(inputs.dataset[i].image.tobytes()) for i in inputs.training[::-1][:2]],
-        "validation": [names[i] for i in inputs.validation],
-    }
-    if batches.background is not None:
-        record_of["background"] = batches.background.names
-    text = json.dumps(record_of)
-    record = out / "inputs.json"
-    if Processes().first and not (resumed and record.exists()):
-        with staged(record) as (temporary,):
-            temporary.write_text(text)
-    Processes().wait()
-    if record.read_text() != text:
-        raise UsageError(
-            f"{out}: was started with another extractor, other images or labels, or by another"
-            " version of wsiseg; use another --out"
-        )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digest(config: TrainConfig) -> str:

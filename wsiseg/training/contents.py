@@ -1,0 +1,45 @@
+"""What labelled images hold, in checksums, whatever their files are called. Knows no networks."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from wsiseg.datasets.base import LabelledDataset
+
+
+class Contents(NamedTuple):
+    """Checksums of images and of their labels, in order, 8 hexadecimal digits each.
+
+    Attributes:
+        images: of the decoded pixels.
+        labels: of the masks, and of the object numbers where there are some.
+    """
+
+    images: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def contents_of(dataset: LabelledDataset, indices: Sequence[int]) -> Contents:
+    """Read some images of a data set, one after the other, with their labels.
+
+    Raises:
+        DatasetError, SlideError: an image or its labels cannot be read.
+    """
+    images, labels = [], []
+    for index in indices:
+        item = dataset[index]
+        label = _checksum(item.mask)
+        if item.instances is not None:
+            label = _checksum(item.instances, label)
+        images.append(f"{_checksum(item.image):08x}")
+        labels.append(f"{label:08x}")
+    return Contents(tuple(images), tuple(labels))
+
+
+def _checksum(array: npt.NDArray[Any], start: int = 0) -> int:
+    """CRC-32 of an array's shape and bytes."""
+    return zlib.crc32(array.tobytes(), zlib.crc32(repr(array.shape).encode(), start))
