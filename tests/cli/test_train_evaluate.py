@@ -167,6 +167,38 @@ def test_classes_of_the_data_may_stand_in_another_order(
     assert one["object"] == other["object"]
 
 
+def test_images_of_the_training_are_known_under_other_options(
+    folder: Path, run: Path, tmp_path: Path
+) -> None:
+    described = {**yaml.safe_load(DATA), "images": "images/p*.png", "mpp": 1.01, "group": ""}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(described))
+    words = ["evaluate", "--model", run / "model.safetensors", "--split", "all", "--panels", "0"]
+    words += ["--dataset", tmp_path / "other.yaml", "--out", tmp_path / "out"]
+    known = json.loads((run / "inputs.json").read_text())
+    count = len(known["images"]) + len(known["validation"])
+    done = wsiseg(*words, "--data", folder)
+    assert f"{count} of the 12 images were in the model's training" in done.stderr
+    for kind in ("images", "masks"):  # others of the same names
+        (tmp_path / kind).mkdir()
+        for file in (folder / kind).iterdir():
+            with Image.open(file) as image:
+                Image.fromarray(np.asarray(image)[::-1]).save(tmp_path / kind / file.name)
+    done = wsiseg(*words, "--data", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "model's training" not in done.stderr
+
+
+def test_images_without_labels_are_not_measured(folder: Path, run: Path, tmp_path: Path) -> None:
+    described = yaml.safe_load(DATA)
+    for item, values in zip(described["classes"], ([8], [9]), strict=True):
+        item["values"] = values
+    (tmp_path / "none.yaml").write_text(yaml.safe_dump({**described, "ignore": [0, 1, 2]}))
+    words = ["evaluate", "--model", run / "model.safetensors", "--split", "all"]
+    words += ["--dataset", tmp_path / "none.yaml", "--data", folder, "--out", tmp_path / "out"]
+    fails(1, "none of the 12 images has a labelled pixel", *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_coarser_than_the_model_are_warned_of(folder: Path, tmp_path: Path) -> None:
     done = wsiseg(
         *("train", "--dataset", folder / "data.yaml", "--data", folder, "--out", tmp_path),

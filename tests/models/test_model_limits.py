@@ -73,7 +73,13 @@ def test_sizes_that_no_network_has(
 
 @pytest.mark.parametrize(
     "card",
-    [{"dataset": 5}, {"training_images": "abc"}, {"training_images": [1]}, {"pretraining": []}],
+    [
+        {"dataset": 5},
+        {"training_images": "abc"},
+        {"training_images": [1]},
+        {"training_contents": [1]},
+        {"pretraining": []},
+    ],
 )
 def test_cards_whose_parts_are_not_as_written(
     good: Path, tmp_path: Path, card: dict[str, Any]

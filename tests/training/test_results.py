@@ -10,12 +10,14 @@ import pytest
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
+from wsiseg.errors import DatasetError
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.calibration import Reliability
+from wsiseg.training.contents import contents_of
 from wsiseg.training.evaluate import Evaluation
 from wsiseg.training.metrics import pixel_metrics
-from wsiseg.training.results import warn_of_training_images, write_results
+from wsiseg.training.results import check_labelled, warn_of_training_images, write_results
 
 CLASSES = Classes((TissueClass("rest", (0, 0, 200), True), TissueClass("nuclei", (200, 0, 0))))
 
@@ -105,3 +107,62 @@ def test_images_that_a_model_or_what_it_came_from_learnt_are_told(depth: int) ->
         warn_of_training_images(card, {"name": "bcss"}, named("b", "d"), part="x")
         warn_of_training_images(card, {**data, "images": "o/*.png"}, named("b", "d"), part="x")
         warn_of_training_images(card, data, named("d"), part="x")
+
+
+class Painted(Named):
+    """Images of one colour each, none of it labelled."""
+
+    def __init__(self, colours: dict[str, int], groups: tuple[str, ...] = ()) -> None:
+        super().__init__(tuple(colours), groups or tuple(colours))
+        self.colours = colours
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        name = self.names[index]
+        image = np.full((4, 6, 3), self.colours[name], np.uint8)
+        return LabelledImage(name, image, np.full((4, 6), 255, np.uint8), self.groups[index])
+
+
+OPTIONS = {"name": "folder", "images": "train/*.png", "mpp": 1.0}
+
+
+def card_of(data: LabelledDataset) -> dict[str, Any]:
+    """A card of a model that was trained on all of a data set."""
+    return {
+        "dataset": {**OPTIONS, "part": "train"},
+        "training_images": list(data.names),
+        "training_groups": sorted(set(data.groups)),
+        "training_contents": list(contents_of(data, range(len(data))).images),
+    }
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_images_that_a_model_learnt_are_known_by_what_they_show(depth: int) -> None:
+    card = card_of(Painted({"a": 1, "b": 2}))
+    for _ in range(depth):
+        card = {"dataset": {"name": "glas"}, "training_images": ["c"], "extractor": card}
+    same = Painted({"x": 2, "b": 3, "y": 1})
+    other = {"name": "folder", "images": "*.png", "mpp": 2.0}
+    with pytest.warns(UserWarning, match="2 of the 3 images were in the model's training"):
+        warn_of_training_images(card, other, same, part="all")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of another part or folder, under the same names
+        warn_of_training_images(card, OPTIONS, Painted({"a": 4, "b": 5}), part="test")
+        warn_of_training_images(card, OPTIONS, Painted({"a": 4, "b": 5}), part="train")
+
+
+def test_other_images_of_patients_that_a_model_learnt_are_told() -> None:
+    card = card_of(Painted({"a1": 1, "b1": 2}, ("a", "b")))
+    rest = Painted({"a1": 1, "a2": 3, "c1": 4}, ("a", "a", "c"))
+    with pytest.warns(UserWarning, match="2 of the 3 images are of patients or slides"):
+        warn_of_training_images(card, OPTIONS, rest, part="train")
+    slides = {"name": "qupath", "patch_px": 512}
+    card["dataset"] = {"name": "qupath", "patch_px": 1024, "part": "train"}
+    with pytest.warns(UserWarning, match="2 of the 3 images are of patients or slides"):
+        warn_of_training_images(
+            card, slides, Painted({"a1": 7, "a2": 8, "c1": 9}, ("a", "a", "c")), part="train"
+        )
+
+
+def test_nothing_labelled_is_nothing_to_measure() -> None:
+    with pytest.raises(DatasetError, match="none of the 2 images has a labelled pixel"):
+        check_labelled(Painted({"a": 1, "b": 2}))

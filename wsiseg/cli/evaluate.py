@@ -66,7 +66,12 @@ def command(
     from wsiseg.models.checkpoint import load_model
     from wsiseg.training.evaluate import Measuring, evaluate
     from wsiseg.training.patches import warn_of_enlarging
-    from wsiseg.training.results import claim_results, warn_of_training_images, write_results
+    from wsiseg.training.results import (
+        check_labelled,
+        claim_results,
+        warn_of_training_images,
+        write_results,
+    )
 
     described = dataset_mapping(name)
     dataset = open_dataset(described, data, split)
@@ -74,6 +79,7 @@ def command(
         dataset = Subset(dataset, fold_of(dataset, fold)[1])
     segmenter = load_model(model, device=device)
     dataset = numbered_as(dataset, segmenter.info.classes)
+    check_labelled(dataset)
     if segmenter.info.resize_px is None:
         warn_of_enlarging(dataset.mpp, segmenter.info.mpp)
     warn_of_training_images(segmenter.info.card, described, dataset, part=split)

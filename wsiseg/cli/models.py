@@ -204,13 +204,17 @@ def _feature_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"  together {sum(r['channels'] for r in rows):>22}"
 
 
+_LONG = {"training_images": "names", "training_groups": "names", "training_contents": "checksums"}
+"""Lists of a card that are not for people."""
+
+
 def _short(card: Mapping[str, Any]) -> dict[str, Any]:
     """A card for people: what it says of use first, long records as a word."""
     first = [key for key in ("use", "classes", "metrics", "limits", "data", "terms") if key in card]
     short = {key: card[key] for key in (*first, *(k for k in card if k not in first))}
-    for key in ("training_images", "training_groups"):
+    for key, what in _LONG.items():
         if isinstance(short.get(key), list):
-            short[key] = f"{len(short[key])} names (--json lists them)"
+            short[key] = f"{len(short[key])} {what} (--json lists them)"
     for key in ("training", "extractor"):
         if isinstance(short.get(key), Mapping):
             short[key] = "a record of its own (--json shows it)"

@@ -236,7 +236,7 @@ def _odd_in_card(metadata: Mapping[str, Any]) -> str:
     for name in ("pretraining", "dataset"):
         if not isinstance(card.get(name, {}), dict):
             return f"{name} must be a mapping"
-    for name in ("training_images", "training_groups"):
+    for name in ("training_images", "training_groups", "training_contents"):
         found = card.get(name, [])
         if not isinstance(found, list) or not all(isinstance(v, str) for v in found):
             return f"{name} must be a list of names"

@@ -26,7 +26,7 @@ from wsiseg.training.start import licence_of
 PANELS = 4
 """Validation images drawn into the run folder."""
 MOST_NAMES = 20_000
-"""Images that a card names at most."""
+"""Images that a card names at most, with a checksum of 8 digits each."""
 
 
 def write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> None:
@@ -52,6 +52,7 @@ def write_models(path: Path, task: HeadTask, provenance: Mapping[str, Any]) -> N
         "images": sizes,
         "training_images": names[:MOST_NAMES],
         "training_groups": groups[:MOST_NAMES],
+        "training_contents": list(inputs.contents.images[:MOST_NAMES]),
         "wsiseg": __version__,
         **provenance,
     }
