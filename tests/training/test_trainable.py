@@ -90,9 +90,46 @@ def test_a_trained_head_is_gone_on_with(tmp_path: Path) -> None:
     second = train(config("all", loop=still), Squares(), model, out=tmp_path / "b")
     start, end = (load_model(p, device="cpu").head.state_dict() for p in (first, second))
     assert torch.allclose(start["conv.weight"], end["conv.weight"], atol=1e-6)
-    other = config("none", head={"name": "fcn", "widths": [16, 8, 8]})
-    with pytest.raises(UsageError, match="other classes or widths"):
-        train(other, Squares(), load_model(first, device="cpu"), out=tmp_path / "c")
+
+
+class Renamed(Squares):
+    """The same with classes of other names."""
+
+    def __init__(self, *names: str) -> None:
+        self.classes = Classes(tuple(TissueClass(name, (0, 0, 0)) for name in names))
+
+
+class WithObjects(Squares):
+    """The same with object numbers."""
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        item = super().__getitem__(index)
+        return item._replace(instances=item.mask.astype(np.int32))
+
+
+def test_a_head_that_does_not_fit_says_why(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, bordered = (
+        load_model(
+            train(config("none", **more), WithObjects(), build_extractor(EXTRACTOR), out=out),
+            device="cpu",
+        )
+        for more, out in (({}, tmp_path / "a"), ({"border_um": 2.0}, tmp_path / "b"))
+    )
+    wide = config("none", head={"name": "fcn", "widths": [16, 8, 8]})
+    plain, borders = config("none"), config("none", border_um=2.0)
+    for run, data, start, messages in (
+        (wide, Squares(), first, [r"of a does not fit: head.widths was \(?\[?.* and is "]),
+        (plain, Squares(), bordered, [r"of b does not fit: it has an output .* border_um to 2\.0"]),
+        (borders, WithObjects(), first, [r"it has no output for borders \(set border_um to 0\)"]),
+        (plain, Renamed("b", "a"), first, [r"in another order or case: a, b \(write .* has b, a"]),
+        (plain, Renamed("A", "b"), first, [r"in another order or case: a, b \(write .* has A, b"]),
+        (plain, Renamed("a", "c"), first, [r"its classes are a, b, those of the data a, c; or le"]),
+        (wide, Renamed("a", "c"), bordered, ["its classes are", "border_um to", "head.widths"]),
+    ):
+        for message in messages:
+            with pytest.raises(UsageError, match=message):
+                train(run, data, start, out=tmp_path / "c")
 
 
 def test_post_processing_that_is_left_behind_is_said(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from wsiseg.config import to_mapping
+from wsiseg.config import difference, to_mapping
 from wsiseg.datasets.base import LabelledDataset
 from wsiseg.errors import ConfigError, UsageError
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mapping
-from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.segmenter import ModelInfo, Segmenter
 from wsiseg.stain import StainBasis, normalise_image, target_of
 from wsiseg.training.background import Background
 from wsiseg.training.claim import claim_run
@@ -207,15 +207,45 @@ def _segmenter(
 
 
 def _continue_head(segmenter: Segmenter, start: Segmenter) -> None:
-    """Take the trained head of `start`, which must have the same classes and shapes."""
-    same = segmenter.info.classes.names == start.info.classes.names
-    try:
-        segmenter.head.load_state_dict(start.head.state_dict() if same else {})
-    except RuntimeError as e:
-        raise UsageError(
-            f"the head of {start.info.name} has other classes or widths; train a new one on its "
-            "extractor"
-        ) from e
+    """Take the trained head of `start`, which must have the same classes, borders and shapes."""
+    wanted, own = segmenter.info, start.info
+    found = [text for text in (_other_classes(wanted, own), _other_border(wanted, own)) if text]
+    if not found:
+        try:
+            segmenter.head.load_state_dict(start.head.state_dict())
+            return
+        except RuntimeError:
+            pass
+    if other := difference(own.config["head"], wanted.config["head"]):
+        found.append(f"head.{other} (set head as it was)")
+    raise UsageError(
+        f"--with-head: the head of {own.name} does not fit: {'; '.join(found) or 'other shapes'}; "
+        "or leave out --with-head, which trains a new one"
+    )
+
+
+def _other_classes(wanted: ModelInfo, own: ModelInfo) -> str:
+    """What is to be done about other classes; empty where they are the same."""
+    if wanted.classes.names == own.classes.names:
+        return ""
+    listed, asked = (", ".join(info.classes.names) for info in (own, wanted))
+    if sorted(listed.casefold().split(", ")) == sorted(asked.casefold().split(", ")):
+        return (
+            f"its classes are in another order or case: {listed} (write them so in a YAML file for "
+            f"--dataset, which has {asked})"
+        )
+    return f"its classes are {listed}, those of the data {asked}"
+
+
+def _other_border(wanted: ModelInfo, own: ModelInfo) -> str:
+    """What is to be done about the output for borders; empty where both have one, or none."""
+    if wanted.border == own.border:
+        return ""
+    if own.border:
+        training = own.card.get("training")
+        known = training.get("border_um") if isinstance(training, Mapping) else None
+        return f"it has an output for borders (set border_um to {known or 'what its training had'})"
+    return "it has no output for borders (set border_um to 0)"
 
 
 def _digest(config: TrainConfig) -> str:
