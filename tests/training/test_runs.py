@@ -295,8 +295,9 @@ def test_a_frozen_network_without_weights_is_refused(tmp_path: Path) -> None:
         starting_point(frozen(), None, device="cpu")
     with pytest.raises(UsageError, match="--with-head: give the model"):
         starting_point(config(), None, with_head=True, device="cpu")
-    with pytest.raises(CheckpointError, match=r"pathsegdiff-brca.* such as glas-small"):
+    with pytest.raises(CheckpointError, match=r"pathsegdiff-brca.* such as glas-small") as raised:
         starting_point(config(extractor={}), None, device="cpu")
+    assert raised.value.exit_code == 2  # as for another name that is not there
     start = starting_point(config(), None, device="cpu")
     assert start.origin == {"initial": "random"}
     assert isinstance(start.model, FeatureExtractor)

@@ -91,7 +91,7 @@ def starting_point(
         except CheckpointError as e:
             if chosen:
                 raise
-            raise CheckpointError(
+            raise type(e)(
                 f"no --extractor was given: {e}; or give another, such as glas-small"
             ) from e
     origin, own = _origin(given)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wsiseg.errors import CheckpointError, UsageError
+from wsiseg.errors import CheckpointError, MissingCheckpointError, UsageError
 from wsiseg.models.registry import ModelConfig
 
 BUNDLED = Path(__file__).parent
@@ -150,7 +150,8 @@ def find(name_or_path: str | Path) -> tuple[ZooEntry | None, Path | None]:
 
     Raises:
         UsageError: an unknown name.
-        CheckpointError: a name whose file is not here.
+        MissingCheckpointError: a name whose file is to be fetched and is not here.
+        CheckpointError: one of the package whose file is lost.
     """
     text = str(name_or_path)
     entry = MODELS.get(text)
@@ -168,7 +169,7 @@ def find(name_or_path: str | Path) -> tuple[ZooEntry | None, Path | None]:
             f"model {text}: its file is not in this installation; reinstall wsiseg, or train one "
             "with 'wsiseg train'"
         )
-    raise CheckpointError(
+    raise MissingCheckpointError(
         f"model {text}: no weights at {entry.path}; 'wsiseg models show {text}' says where to get "
         "them, 'wsiseg models import' brings them in"
     )
