@@ -119,11 +119,21 @@ def test_a_head_that_does_not_fit_says_why(tmp_path: Path) -> None:
     wide = config("none", head={"name": "fcn", "widths": [16, 8, 8]})
     plain, borders = config("none"), config("none", border_um=2.0)
     for run, data, start, messages in (
-        (wide, Squares(), first, [r"of a does not fit: head.widths was \(?\[?.* and is "]),
+        (wide, Squares(), first, [r"head.widths was .* and is .* \(set head to {.*\[8, 8, 8\]"]),
         (plain, Squares(), bordered, [r"of b does not fit: it has an output .* border_um to 2\.0"]),
         (borders, WithObjects(), first, [r"it has no output for borders \(set border_um to 0\)"]),
-        (plain, Renamed("b", "a"), first, [r"in another order or case: a, b \(write .* has b, a"]),
-        (plain, Renamed("A", "b"), first, [r"in another order or case: a, b \(write .* has A, b"]),
+        (
+            plain,
+            Renamed("b", "a"),
+            first,
+            [r"another order or spelling: a, b \(.* has b, a"],
+        ),
+        (
+            plain,
+            Renamed("A", " b"),
+            first,
+            [r"another order or spelling: a, b \(.* has A"],
+        ),
         (plain, Renamed("a", "c"), first, [r"its classes are a, b, those of the data a, c; or le"]),
         (wide, Renamed("a", "c"), bordered, ["its classes are", "border_um to", "head.widths"]),
     ):

@@ -217,7 +217,7 @@ def _continue_head(segmenter: Segmenter, start: Segmenter) -> None:
         except RuntimeError:
             pass
     if other := difference(own.config["head"], wanted.config["head"]):
-        found.append(f"head.{other} (set head as it was)")
+        found.append(f"head.{other} (set head to {json.dumps(own.config['head'])})")
     raise UsageError(
         f"--with-head: the head of {own.name} does not fit: {'; '.join(found) or 'other shapes'}; "
         "or leave out --with-head, which trains a new one"
@@ -229,10 +229,14 @@ def _other_classes(wanted: ModelInfo, own: ModelInfo) -> str:
     if wanted.classes.names == own.classes.names:
         return ""
     listed, asked = (", ".join(info.classes.names) for info in (own, wanted))
-    if sorted(listed.casefold().split(", ")) == sorted(asked.casefold().split(", ")):
+    plain = [
+        sorted(" ".join(name.casefold().split()) for name in info.classes.names)
+        for info in (own, wanted)
+    ]
+    if plain[0] == plain[1]:
         return (
-            f"its classes are in another order or case: {listed} (write them so in a YAML file for "
-            f"--dataset, which has {asked})"
+            f"its classes are in another order or spelling: {listed} (write them so in a YAML "
+            f"file for --dataset, which has {asked})"
         )
     return f"its classes are {listed}, those of the data {asked}"
 
