@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,49 @@ def test_groups_are_not_split() -> None:
     assert sorted(training + held) == list(range(10))
     assert not {groups[i] for i in training} & {groups[i] for i in held}
     assert grouped_split(groups, 0.0, seed=1)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "allowed"),
+    [
+        ((1, 1, 9), 0.15, {2}),
+        ((1, 1, 9), 0.03, {1}),
+        ((6, 2), 0.3, {2}),
+        ((9, 9, 1, 1), 0.1, {2}),
+        ((1, 1), 0.9, {1}),
+        ((5, 1, 1, 1, 1), 0.15, {2}),
+        ((50, 50, 50, 1), 0.15, {50, 51}),  # one image would be too few
+    ],
+)
+def test_validation_takes_not_much_more_than_its_share(
+    sizes: tuple[int, ...], share: float, allowed: set[int]
+) -> None:
+    groups = [f"p{k}" for k, size in enumerate(sizes) for _ in range(size)]
+    for seed in range(20):
+        training, held = grouped_split(groups, share, seed)
+        assert sorted(training + held) == list(range(len(groups)))
+        assert not {groups[i] for i in training} & {groups[i] for i in held}
+        assert len(held) in allowed
+
+
+def test_groups_of_ordinary_sizes_are_taken_in_order() -> None:
+    """As the sizes of the patients of GlaS, or all alike."""
+    glas = (1, 1, 1, 1, 2, 4, 4, 4, 4, 4, 8, 8, 12, 15, 16)
+    for sizes in (glas, *((size,) * n for n in range(2, 12) for size in (1, 3))):
+        groups = [f"p{k:02}" for k, size in enumerate(sizes) for _ in range(size)]
+        for share, seed in itertools.product((0.1, 0.15, 0.2, 0.5), range(10)):
+            order = sorted(set(groups))
+            np.random.default_rng(seed).shuffle(order)
+            expected: set[str] = set()
+            while sum(g in expected for g in groups) < share * len(groups):
+                expected.add(order[len(expected)])
+            held = grouped_split(groups, share, seed)[1]
+            assert {groups[i] for i in held} == expected
+
+
+def test_one_group_is_all_of_validation() -> None:
+    assert grouped_split(["a", "a"], 0.2, seed=0) == ([], [0, 1])
+    assert grouped_split(["a", "a"], 0.0, seed=0) == ([0, 1], [])
 
 
 def test_a_subset_is_the_whole_renumbered() -> None:

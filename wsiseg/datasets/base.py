@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,18 +184,41 @@ def grouped_split(groups: Sequence[str], share: float, seed: int) -> tuple[list[
     """(training, validation) indices with whole groups on one side.
 
     Groups are shuffled by the seed and taken for validation until they hold `share` of the
-    images; with share 0 the second list is empty.
+    images. One with which they would hold more than three times that is passed over, unless
+    without such groups they would hold less than half of it; one that would take more than half
+    of what the share leaves for training always is. So training is left with images, except
+    where all are of one group and `share` is above 0. With share 0 the second list is empty.
+
+    Args:
+        groups: the group of each image.
+        share: of the images, 0 to below 1.
+        seed: of the order of the groups.
     """
     order = sorted(set(groups))
     np.random.default_rng(seed).shuffle(order)
-    wanted, chosen, count = share * len(groups), set(), 0
+    sizes = Counter(groups)
+    wanted = share * len(groups)
+    most = (wanted + len(groups)) / 2 if len(order) > 1 else len(groups)
+    chosen = _fitting(order, sizes, wanted, min(3 * wanted, most))
+    if sum(sizes[g] for g in chosen) < wanted / 2:
+        chosen = _fitting(order, sizes, wanted, most)
+    held = [i for i, g in enumerate(groups) if g in chosen]
+    return [i for i, g in enumerate(groups) if g not in chosen], held
+
+
+def _fitting(
+    order: Sequence[str], sizes: Mapping[str, int], wanted: float, most: float
+) -> set[str]:
+    """The first groups that hold `wanted` images, without those that would make it over `most`."""
+    chosen: set[str] = set()
+    count = 0
     for group in order:
         if count >= wanted:
             break
-        chosen.add(group)
-        count += groups.count(group)
-    held = [i for i, g in enumerate(groups) if g in chosen]
-    return [i for i, g in enumerate(groups) if g not in chosen], held
+        if count + sizes[group] <= most:
+            chosen.add(group)
+            count += sizes[group]
+    return chosen
 
 
 def fold_split(
