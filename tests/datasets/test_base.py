@@ -28,13 +28,13 @@ class Masks(LabelledDataset):
     mpp = 0.5
     measuring = True
 
-    def __init__(self, masks: list[list[int]]) -> None:
-        self.masks = masks
+    def __init__(self, masks: list[list[int]], rows: int = 1) -> None:
+        self.masks, self.rows = masks, rows
         self.names = tuple(f"n{i}" for i in range(len(masks)))
         self.groups = tuple(f"g{i // 2}" for i in range(len(masks)))
 
     def __getitem__(self, index: int) -> LabelledImage:
-        mask = np.array([self.masks[index]], np.uint8)
+        mask = np.array([self.masks[index]] * self.rows, np.uint8)
         image = np.zeros((*mask.shape, 3), np.uint8)
         return LabelledImage(self.names[index], image, mask, self.groups[index])
 
@@ -159,8 +159,15 @@ def test_classes_are_numbered_as_those_of_a_model() -> None:
 
 
 def test_pixels_are_counted_by_class() -> None:
-    data = Masks([[0, 0, 1, 255], [1, 1, 255, 255], [7]])
-    assert class_pixels(data, [0, 1]).tolist() == [[2, 1], [0, 2]]
-    assert class_pixels(data, [1]).tolist() == [[0, 2]]
+    data = Masks([[0, 0, 1, 255] * 2, [1, 1, 255, 255] * 2, [7] * 8], rows=8)
+    assert class_pixels(data, [0, 1]).tolist() == [[32, 16], [0, 32]]
+    assert class_pixels(data, [1]).tolist() == [[0, 32]]
     with pytest.raises(DatasetError, match="masks hold the value 7, which is none of the 2"):
         class_pixels(data, [2])
+
+
+def test_images_too_small_to_be_meant_are_warned_of_once() -> None:
+    data = Masks([[0] * 8, [1], [0] * 7], rows=8)
+    with pytest.warns(UserWarning, match=r"n1 \(1 x 8 px\) and 1 others of 3 images: under 8 px"):
+        assert class_pixels(data, [0, 1, 2]).tolist() == [[64, 0], [0, 8], [56, 0]]
+    assert class_pixels(data, [0]).tolist() == [[64, 0]]

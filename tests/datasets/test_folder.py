@@ -184,6 +184,15 @@ def test_folders_without_images(tmp_path: Path) -> None:
         ({"ignore": [0]}, "value 0"),
         ({"ignore": [70000]}, "70000"),
         ({"classes": [{"name": "A", "color": [0, 0, 0], "values": [1]}]}, "at least 2"),
+        (
+            {
+                "classes": [
+                    {"name": "Tumor", "color": [0, 0, 0], "values": [1]},
+                    {"name": "tumor ", "color": [9, 9, 9], "values": [0]},
+                ]
+            },
+            "'Tumor' and 'tumor ' differ only in case",
+        ),
         ({"parts": [{"name": "a"}, {"name": "a"}]}, "same name"),
         ({"colour": 1}, "unknown key"),
     ],

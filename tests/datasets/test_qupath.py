@@ -248,6 +248,29 @@ def test_classes_that_the_options_do_not_name(tmp_path: Path) -> None:
     assert set(np.unique(data.mask(0))) == {0, 255}
 
 
+def test_classes_that_differ_only_in_case_are_not_merged(tmp_path: Path) -> None:
+    for name, classes in {"a": ("Tumour", "Stroma"), "b": ("tumour", "Stroma")}.items():
+        slide(tmp_path, f"{name}.tif")
+        features = [feature(c, rectangle(60 * k, 0, 40, 40)) for k, c in enumerate(classes)]
+        write(tmp_path / f"{name}.geojson", collection(*features))
+    said = (
+        r"'Tumour' \(a.geojson\) and 'tumour' \(b.geojson\) differ only in case.*`classes`.*qupath"
+    )
+    with pytest.raises(DatasetError, match=said):
+        QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    rows = (
+        QuPathClass("Tumour", (1, 1, 1), qupath=("Tumour", "tumour")),
+        QuPathClass("Stroma", (2, 2, 2)),
+    )
+    data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, classes=rows))
+    assert [(data.mask(i) == 0).sum() for i in (0, 2)] == [1600, 1600]
+    config = QuPathConfig(**SMALL, ignore=("tumour",), background="stroma")
+    with pytest.raises(DatasetError, match=r"'stroma' \(option background\)"):
+        QuPathDataset(tmp_path, "all", config)
+    with pytest.raises(ConfigError, match="'Tumour' and 'TUMOUR' differ only in case"):
+        QuPathConfig(classes=(QuPathClass("Tumour", (1, 1, 1)), QuPathClass("TUMOUR", (2, 2, 2))))
+
+
 def test_parts_by_slide(tmp_path: Path) -> None:
     for name in "ab":
         slide(tmp_path, f"{name}.tif")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from wsiseg.classes import IGNORE, Classes
+from wsiseg.datasets.checks import plain, warn_of_tiny
 from wsiseg.errors import DatasetError, UsageError
 from wsiseg.slides.image_file import ImageFileError, open_image
 
@@ -138,8 +139,8 @@ class Renumbered(LabelledDataset):
         Raises:
             DatasetError: the names differ by more than case and order.
         """
-        places = {_plain(name): k for k, name in enumerate(classes.names)}
-        own = [_plain(name) for name in whole.classes.names]
+        places = {plain(name): k for k, name in enumerate(classes.names)}
+        own = [plain(name) for name in whole.classes.names]
         if sorted(own) != sorted(places):
             raise DatasetError(
                 f"the data set's classes ({', '.join(whole.classes.names)}) are not the model's "
@@ -174,10 +175,6 @@ def numbered_as(dataset: LabelledDataset, classes: Classes) -> LabelledDataset:
         DatasetError: the names differ by more than case and order.
     """
     return dataset if dataset.classes.names == classes.names else Renumbered(dataset, classes)
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.casefold().split())
 
 
 def grouped_split(groups: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -271,15 +268,19 @@ def parse_fold(text: str) -> tuple[int, int]:
 
 
 def class_pixels(dataset: LabelledDataset, indices: Sequence[int]) -> npt.NDArray[np.int64]:
-    """(N, C) labelled pixels of each class in some images of a data set, an image a row.
+    """(N, C) labelled pixels of each class in some images, an image a row; warns of tiny ones.
 
     Raises:
         DatasetError: a mask holds a value that is no class.
     """
     count = len(dataset.classes)
     counts = np.zeros((len(indices), 256), np.int64)
+    sizes = []
     for row, i in enumerate(indices):
-        counts[row] = np.bincount(dataset.mask(i).ravel(), minlength=256)
+        mask = dataset.mask(i)
+        sizes.append(mask.shape)
+        counts[row] = np.bincount(mask.ravel(), minlength=256)
+    warn_of_tiny([dataset.names[i] for i in indices], sizes)
     stray = [v for v in range(count, IGNORE) if counts[:, v].any()]
     if stray:
         raise DatasetError(

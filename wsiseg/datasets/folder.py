@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from wsiseg.classes import IGNORE, Classes, TissueClass
 from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8, load_image, rgb
+from wsiseg.datasets.checks import alike
 from wsiseg.errors import ConfigError, DatasetError, UsageError
 
 _MAX_VALUE = 65535
@@ -78,6 +79,12 @@ class FolderConfig:
             raise ConfigError(f"mpp {self.mpp}: must be above 0")
         if len(self.classes) < 2:
             raise ConfigError("classes: give at least 2")
+        pair = alike(c.name for c in self.classes)
+        if pair:
+            raise ConfigError(
+                f"classes: {pair[0]!r} and {pair[1]!r} differ only in case or spaces; make one "
+                "class of them, with the values of both, or rename one"
+            )
         values = [v for c in self.classes for v in c.values] + list(self.ignore)
         wrong = [v for v in values if not 0 <= v <= _MAX_VALUE or values.count(v) > 1]
         if wrong:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from wsiseg.classes import IGNORE, Classes, Colour, TissueClass
 from wsiseg.datasets.annotations import Annotation
+from wsiseg.datasets.checks import alike
 from wsiseg.errors import ConfigError, DatasetError
 
 _COLOURS: tuple[Colour, ...] = (
@@ -87,6 +88,12 @@ class QuPathConfig:
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ConfigError(f"the QuPath class {twice[0]!r} is given twice")
+        pair = alike(c.name for c in self.classes)
+        if pair:
+            raise ConfigError(
+                f"classes: {pair[0]!r} and {pair[1]!r} differ only in case or spaces; make one "
+                "class of them, with both names in its list `qupath`, or rename one"
+            )
         if self.classes and self.background not in (None, *(c.name for c in self.classes)):
             raise ConfigError(f"background {self.background!r}: must be one of the classes")
 
@@ -100,8 +107,8 @@ def classes_of(config: QuPathConfig, files: Sequence[tuple[Path, Sequence[Annota
     """The classes of the options, or where those name none the classes of the annotations.
 
     Raises:
-        DatasetError: annotations have classes that the options do not name, or fewer than two
-            classes are found.
+        DatasetError: annotations have classes that the options do not name, or without such
+            options names that differ only in case or spaces, or fewer than two classes.
     """
     found: dict[str, tuple[Path, Colour | None]] = {}
     for path, items in files:
@@ -111,6 +118,7 @@ def classes_of(config: QuPathConfig, files: Sequence[tuple[Path, Sequence[Annota
                 first, colour = found.get(a.class_name, (path, None))
                 found[a.class_name] = (first, colour or a.colour)
     if not config.classes:
+        _check_spelling(config, {n: path for n, (path, _) in found.items()})
         return _found_classes(config, {n: colour for n, (_, colour) in found.items()})
     known = {q for c in config.classes for q in (c.qupath or (c.name,))}
     stray = sorted(set(found) - known)
@@ -129,6 +137,21 @@ def labels_of(config: QuPathConfig, classes: Classes) -> dict[str, int]:
     if not labels:
         labels = {name: i for i, name in enumerate(classes.names)}
     return {**labels, **dict.fromkeys(config.ignore, IGNORE)}
+
+
+def _check_spelling(config: QuPathConfig, found: dict[str, Path]) -> None:
+    places = {name: path.name for name, path in found.items()}
+    if config.background:
+        places.setdefault(config.background, "option background")
+    pair = alike(sorted(places))
+    if pair:
+        a, b = pair
+        raise DatasetError(
+            f"the classes {a!r} ({places[a]}) and {b!r} ({places[b]}) differ only in case or "
+            f"spaces; rename one, or give the option `classes` with a class of both, such as "
+            f'{{name: {a}, color: [200, 0, 0], qupath: ["{a}", "{b}"]}}, in a copy of '
+            "configs/datasets/qupath.yaml for --dataset"
+        )
 
 
 def _found_classes(config: QuPathConfig, found: dict[str, Colour | None]) -> Classes:
