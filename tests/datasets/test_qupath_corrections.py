@@ -33,7 +33,7 @@ def test_inside_a_region_what_has_no_class_is_no_background(tmp_path: Path) -> N
         feature(None, rectangle(0, 48, 8, 8), kind="detection"),
     ]
     write(tmp_path / "s.geojson", {"type": "FeatureCollection", "features": features})
-    with pytest.warns(UserWarning, match="3 of 5 annotations have no class"):
+    with pytest.warns(UserWarning, match="3 annotations without a class"):
         data = open_dataset({"name": "qupath", "background": "Other", **SMALL}, tmp_path, "train")
     mask = data.mask(0)  # type: ignore[attr-defined]
     other = data.classes.names.index("Other")

@@ -5,7 +5,7 @@ import pytest
 from rasterio.features import rasterize
 from shapely.geometry import Polygon
 
-from wsiseg.datasets.rasterise import edges_of, fill
+from wsiseg.datasets.rasterise import edges_of, fill, has_area
 from wsiseg.geometry import Box
 
 
@@ -67,3 +67,12 @@ def test_parts_join_and_degenerate_rings_are_empty() -> None:
     flat = np.array([[1.0, 5.0], [9.0, 5.0], [4.0, 5.0]])
     assert not fill(edges_of([flat]), Box(0, 0, 10, 10)).any()
     assert not fill(edges_of([ring]), Box(100, 100, 5, 5)).any()
+
+
+def test_rings_without_area() -> None:
+    square = np.array([[0, 0], [4, 0], [4, 4], [0, 4]], float)
+    assert has_area(square + 1e5)
+    assert has_area(np.array([[0, 0], [4, 4], [4, 0], [0, 4]], float))  # adds up to 0
+    assert has_area(square * (1e308 / 4))
+    assert not has_area(square * 0 + 3)
+    assert not has_area(np.outer([0, 1, 2.3, 0.7], [1, 3]) + 1e4)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 from wsiseg.datasets.annotations import Annotation, read_annotations
 from wsiseg.datasets.qupath_config import QuPathConfig, is_region
+from wsiseg.datasets.rasterise import has_area
 from wsiseg.errors import DatasetError, UsageError
 
 SLIDE_SUFFIXES = (
@@ -20,6 +22,9 @@ LAYOUT = (
     "a folder with slides and, beside them or in annotations/, GeoJSON files of the same names "
     "(QuPath: File > Export objects as GeoJSON)"
 )
+
+
+_MOST_NAMES = 4
 
 
 class AnnotatedSlide(NamedTuple):
@@ -42,7 +47,12 @@ class AnnotatedSlide(NamedTuple):
 def read_folder(root: Path, config: QuPathConfig) -> list[AnnotatedSlide]:
     """Every slide of a folder that has annotations with a class, by name.
 
-    Slides without GeoJSON are passed over; GeoJSON without annotations is warned of.
+    One warning counts what is left out: objects that cannot be painted, files without any,
+    slides without a file.
+
+    Raises:
+        DatasetError: no such folder; files that do not belong together or cannot be read; no
+            slide has annotations with a class, with the same counts.
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected {LAYOUT}")
@@ -53,6 +63,7 @@ def read_folder(root: Path, config: QuPathConfig) -> list[AnnotatedSlide]:
             for name in {stem, path.name, path.stem}:
                 slides.setdefault(name, []).append(path)
     found: dict[str, AnnotatedSlide] = {}
+    left: dict[str, Counter[str]] = {}
     for geojson in _geojson_files(root):
         name = _stem(geojson.name, (".geojson", ".geojson.gz"))
         slide = _slide_of(geojson, slides.get(name, []))
@@ -62,12 +73,50 @@ def read_folder(root: Path, config: QuPathConfig) -> list[AnnotatedSlide]:
                 f"{slide}: has two files of annotations, {found[stem].geojson} and {geojson}; "
                 "keep one"
             )
-        annotations = _chosen(geojson, config)
+        annotations, reasons = _chosen(geojson, config)
+        for reason, count in reasons.items():
+            left.setdefault(reason, Counter())[geojson.name] += count
         found[stem] = AnnotatedSlide(stem, slide, geojson, annotations)
     result = [found[stem] for stem in sorted(found) if found[stem].annotations]
+    bare = {p for paths in slides.values() for p in paths} - {s.slide for s in found.values()}
+    notes = [_counted(reason, files) for reason, files in left.items()] + _without(root, bare)
+    said = f"left out: {'; '.join(notes)}" if notes else ""
     if not result:
-        raise DatasetError(f"{root}: no slide has annotations with a class; expected {LAYOUT}")
+        raise DatasetError(
+            f"{root}: no slide has annotations with a class; {said}{'; ' if said else ''}"
+            f"expected {LAYOUT}"
+        )
+    if said:
+        warnings.warn(f"{root}: {said}", stacklevel=2)
     return result
+
+
+def _counted(reason: str, files: Counter[str]) -> str:
+    """The total of a reason and the files that it is of."""
+    return f"{files.total()} {reason} ({_listed(sorted(files))})"
+
+
+def _without(root: Path, slides: Set[Path]) -> list[str]:
+    """What is to be said of slides without a file of annotations."""
+    if not slides:
+        return []
+    notes = [f"{len(slides)} slides without a GeoJSON file ({_listed(s.name for s in slides)})"]
+    stems = {n for s in slides for n in (s.name, s.stem, _stem(s.name, SLIDE_SUFFIXES))}
+    folders = [f for f in (root, root / "annotations") if f.is_dir()]
+    other = [p for f in folders for p in f.glob("*.json") if p.stem in stems]
+    if other:
+        notes.append(
+            f"files with the suffix .json ({_listed(p.name for p in other)}), which are not read: "
+            "name a GeoJSON file SLIDE.geojson"
+        )
+    return notes
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few of some names."""
+    names = sorted(names)
+    more = f" and {len(names) - _MOST_NAMES} others" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _geojson_files(root: Path) -> list[Path]:
@@ -94,25 +143,34 @@ def _slide_of(geojson: Path, slides: list[Path]) -> Path:
     return slides[0]
 
 
-def _chosen(geojson: Path, config: QuPathConfig) -> list[Annotation]:
-    """The annotations of a file that can be painted; one warning for those that cannot.
+def _chosen(geojson: Path, config: QuPathConfig) -> tuple[list[Annotation], Counter[str]]:
+    """The annotations of a file that can be painted, and how many others there are, by reason.
 
     Inside a region what is outlined without a class is no background, so it is kept as unlabelled.
     """
-    found = [a for a in read_annotations(geojson) if a.kind in config.objects]
-    chosen = [a for a in found if a.polygons and (a.class_name or is_region(config, a))]
-    if not found:
-        warnings.warn(f"{geojson}: has no annotations", stacklevel=2)
-    elif len(chosen) < len(found):
-        warnings.warn(
-            f"{geojson}: {len(found) - len(chosen)} of {len(found)} annotations have no class or "
-            "no area and are left out",
-            stacklevel=2,
-        )
+    everything = read_annotations(geojson)
+    found = [a for a in everything if a.kind in config.objects]
+    left = Counter(
+        f"objects of type {a.kind}, which are not annotations (option objects)"
+        for a in everything
+        if a.kind not in config.objects
+    )
+    chosen, blank = [], []
+    for a in found:
+        region = is_region(config, a)
+        if not any(has_area(rings[0]) for rings in a.polygons):
+            left["annotations without area"] += 1
+        elif a.class_name or region:
+            chosen.append(a)
+        else:
+            left["annotations without a class"] += 1
+            if a.kind == "annotation":
+                blank.append(a)
+    if not everything:
+        left["files without annotations"] += 1
     if not chosen or config.background is None:
-        return chosen
-    blank = [a for a in found if a.polygons and not a.class_name and a.kind == "annotation"]
-    return chosen + [a for a in blank if not is_region(config, a)]
+        return chosen, left
+    return chosen + blank, left
 
 
 def part_of(

@@ -35,6 +35,18 @@ def edges_of(rings: Sequence[F64]) -> F64:
     return edges[edges[:, 1] < edges[:, 3]]
 
 
+def has_area(ring: F64) -> bool:
+    """Whether the points of a ring, (n, 2) of x, y, do not all lie on one line.
+
+    A ring that crosses itself has area, though what it goes round both ways may add up to 0.
+    """
+    scaled = ring / max(1.0, float(np.abs(ring).max()))  # its squares are finite
+    offsets = scaled - scaled[0]
+    far = offsets[np.argmax(np.abs(offsets).sum(axis=1))]
+    across = offsets[:, 0] * far[1] - offsets[:, 1] * far[0]
+    return bool(np.abs(across).max() > 1e-9 * np.dot(far, far))
+
+
 def fill(edges: F64, box: Box) -> npt.NDArray[np.bool_]:
     """(box.height, box.width) whether each pixel of a box lies in a polygon.
 
