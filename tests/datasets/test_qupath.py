@@ -109,7 +109,8 @@ def test_resolution_and_stride(tmp_path: Path) -> None:
     slide(tmp_path, mpp=0.25)
     write(tmp_path / "s.geojson", collection(*TWO))
     config = QuPathConfig(mpp=0.5, patch_px=32, stride_px=16, min_labelled=0.3)
-    data = QuPathDataset(tmp_path, "all", config)
+    with pytest.warns(UserWarning, match="patches are left out") as said:
+        data = QuPathDataset(tmp_path, "all", config)
     expected = np.full((92, 132), 255)
     expected[5:20, 5:25] = 1
     expected[10:35, 35:60] = 0
@@ -122,8 +123,34 @@ def test_resolution_and_stride(tmp_path: Path) -> None:
     }
     assert data.names == tuple(f"s_x{x}_y{y}" for x, y in wanted)
     assert len(wanted) >= 2
+    lost = expected.copy()
+    for x, y in wanted:
+        lost[y : y + 32, x : x + 32] = 255
+    areas = [(lost == k).sum() / 4 for k in (0, 1)]
+    assert areas[0] == 0 < areas[1]
+    assert f"with them {areas[1]:,.0f} um2 of Tumour ({4 * areas[1] / 300:.1%});" in str(
+        said[0].message
+    )
     for i, mask in enumerate(wanted.values()):
         np.testing.assert_array_equal(data.mask(i), mask)
+
+
+def test_small_annotations_that_are_in_no_patch_are_told_once(tmp_path: Path) -> None:
+    for name in "ab":
+        slide(tmp_path, f"{name}.tif")
+        bud, dot = rectangle(140, 10, 6, 5), rectangle(10, 110, 2, 2)
+        features = (*TWO, feature("Bud", bud), feature("Tumour", dot))
+        write(tmp_path / f"{name}.geojson", collection(*features))
+    with pytest.warns(UserWarning, match="left out") as said:
+        data = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL))
+    assert len(said) == 1
+    assert str(said[0].message).startswith(
+        f"{tmp_path}: 4 patches are left out, as less than 1.00% of each is annotated, and with "
+        "them 15 um2 of Bud (100.0%), 2 um2 of Tumour (0.3%); to keep them lower the option min_"
+    )
+    assert len(data) == 6
+    everything = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, min_labelled=0))
+    assert len(everything) == 10
 
 
 @pytest.mark.parametrize("downsample", [1.0, 2.0, 2.37])

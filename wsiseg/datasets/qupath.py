@@ -25,6 +25,7 @@ from wsiseg.datasets.annotations import Annotation, Rings
 from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8
 from wsiseg.datasets.qupath_config import QuPathConfig, classes_of, is_region, labels_of
 from wsiseg.datasets.qupath_files import AnnotatedSlide, part_of, read_folder
+from wsiseg.datasets.qupath_lost import Lost, covered, warn_of_lost
 from wsiseg.datasets.rasterise import edges_of, fill
 from wsiseg.errors import DatasetError, ResolutionError
 from wsiseg.geometry import Box, Grid
@@ -69,7 +70,8 @@ class QuPathDataset(LabelledDataset):
         """Read the annotations of a part and lay the patches.
 
         Patches are cells of a grid over each slide in which enough is annotated; at the right
-        and lower edges they reach beyond the slide, white and unlabelled there.
+        and lower edges they reach beyond the slide, white and unlabelled there. One warning tells
+        the area of each class that is lost with cells in which too little is annotated.
 
         Args:
             root: the folder.
@@ -95,12 +97,14 @@ class QuPathDataset(LabelledDataset):
             _shapes(slide, grid, config, self.classes)
             for slide, grid in zip(self.slides, self._grids, strict=True)
         ]
-        self._patches = [p for i in range(len(self.slides)) for p in self._lay(i)]
+        laid = [self._lay(i) for i in range(len(self.slides))]
+        self._patches = [patch for kept, _ in laid for patch in kept]
         if not self._patches:
             raise DatasetError(
                 f"{root}: no patch of {config.patch_px} px at {config.mpp:g} um/px has "
                 f"{config.min_labelled:.2%} of it annotated; lower min_labelled"
             )
+        warn_of_lost(root, [lost for _, lost in laid], config, self.classes)
         stems = [self.slides[p.slide].stem for p in self._patches]
         self.groups = tuple(stems)
         self.names = tuple(
@@ -143,8 +147,8 @@ class QuPathDataset(LabelledDataset):
                 )
             return slide.grid(self.mpp)
 
-    def _lay(self, i: int) -> list[_Patch]:
-        """The patches of a slide with enough labelled pixels, row by row."""
+    def _lay(self, i: int) -> tuple[list[_Patch], Lost]:
+        """The patches of a slide with enough labelled pixels, row by row, and what others hold."""
         side, stride = self.config.patch_px, self.config.stride_px or self.config.patch_px
         columns, rows = (max(0, -(-(n - side) // stride)) + 1 for n in self._grids[i].size)
         places: dict[tuple[int, int], list[int]] = {}
@@ -159,7 +163,24 @@ class QuPathDataset(LabelledDataset):
             for y, x in sorted(places)
         ]
         least = max(1.0, self.config.min_labelled * side * side)
-        return [p for p in patches if np.sum(self._paint(p) != IGNORE) >= least]
+        kept, few = [], []
+        lost, total = np.zeros(256, np.int64), np.zeros(256, np.int64)
+        for patch, (y, x) in zip(patches, sorted(places), strict=True):
+            mask = self._paint(patch)
+            labelled = np.sum(mask != IGNORE)
+            # The pixels that no later patch has: each counts once.
+            own = np.s_[: None if y == rows - 1 else stride, : None if x == columns - 1 else stride]
+            total += np.bincount(mask[own].ravel(), minlength=256)
+            if labelled >= least:
+                kept.append(patch)
+            elif labelled:
+                few.append((patch, own))
+        taken = {(p.box.x, p.box.y) for p in kept}
+        for patch, own in few:
+            mask = self._paint(patch)
+            mask[covered(patch.box, taken, stride)] = IGNORE
+            lost += np.bincount(mask[own].ravel(), minlength=256)
+        return kept, Lost(len(few), lost[:IGNORE], total[:IGNORE])
 
     def _paint(self, patch: _Patch) -> UInt8:
         """(h, w) labels of a patch."""
