@@ -237,3 +237,15 @@ def test_an_unreadable_slide_is_found_out_though_its_places_are_kept(tmp_path: P
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(SlideError):
         SlideFile(path, None, MPP, slides, folder)
+
+
+@pytest.mark.parametrize("offset", range(8))
+def test_threads_beside_a_large_piece_are_sampled(tmp_path: Path, offset: int) -> None:
+    """Wherever the borders of the squares lie."""
+    tissue = np.zeros((600, 600), bool)
+    tissue[100:400, 50:300] = True
+    tissue[50:550, 450 + 2 * offset : 456 + 2 * offset] = True  # 12 um
+    with open_slide(slide(tmp_path / "s.tiff", tissue)) as opened:
+        marks = find_places(opened).marks()
+    right = marks[:, marks.shape[1] * 7 // 10 :]
+    assert right.any(axis=1).sum() > 0.7 * 500 / 600 * len(marks)

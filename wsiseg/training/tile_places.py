@@ -23,8 +23,10 @@ from wsiseg.slides.slide import Slide
 from wsiseg.slides.tissue import find_tissue
 
 SIDE_UM = 32.0
-"""About the side of a square. Tissue is found with a margin of 12 um around it, so that the
-thinnest that is found fills more than half of a square."""
+"""About the side of a square. Tissue is found with a margin of 12 um around it, so that of the
+thinnest that is found a square has more than LEAST, wherever the borders of squares lie."""
+LEAST = 0.3
+"""Share of the fullest square's tissue that a square needs more than."""
 METHOD = 1
 """Version of how squares are found; what another one kept is not used."""
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -59,7 +61,7 @@ class Places(NamedTuple):
 
 
 def find_places(slide: Slide) -> Places:
-    """The squares of a slide with more than half as much tissue as the one with the most, which is
+    """The squares of a slide with more than LEAST of the tissue of the one with the most, which is
     full of it on all slides but those of threads and crumbs.
 
     Raises:
@@ -71,7 +73,7 @@ def find_places(slide: Slide) -> Places:
     padded = np.pad(mask, ((0, -rows % step), (0, -columns % step)), mode="edge")
     shape = padded.shape[0] // step, padded.shape[1] // step
     shares = padded.reshape(shape[0], step, shape[1], step).mean(axis=(1, 3))
-    marks = shares > shares.max() / 2
+    marks = shares > shares.max() * LEAST
     if not marks.any():
         raise SlideError(f"{slide.path}: no tissue found on this slide")
     side = step * slide.size.width / columns, step * slide.size.height / rows
