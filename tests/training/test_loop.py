@@ -162,6 +162,23 @@ def test_what_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
     assert target.read_text() == "old"
 
 
+def test_columns_of_a_table_stay(tmp_path: Path) -> None:
+    path = tmp_path / "validation.csv"
+    append_row(path, {"step": 1, "a": 2.0, "b": 3.0})
+    append_row(path, {"step": 2, "b": 4.0, "c": 5.0})
+    assert path.read_text().split() == ["step,a,b", "1,2.0,3.0", "2,nan,4.0"]
+
+
+def test_a_cut_table_keeps_its_line_endings(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    for step in (1, 2, 3):
+        append_row(path, {"step": step, "loss": 0.5})
+    whole = path.read_bytes()
+    cut_rows(path, 2)
+    append_row(path, {"step": 3, "loss": 0.5})
+    assert path.read_bytes() == whole
+
+
 def test_rows_after_a_step_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     cut_rows(path, 3)

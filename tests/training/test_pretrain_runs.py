@@ -26,7 +26,7 @@ from wsiseg.errors import (
     UsageError,
 )
 from wsiseg.geometry import Size
-from wsiseg.models.checkpoint import load_extractor
+from wsiseg.models.checkpoint import load_extractor, read_card
 from wsiseg.models.extractors.vit import ViTConfig
 from wsiseg.slides.phantom import write_phantom
 from wsiseg.training import pretrain as module
@@ -60,12 +60,12 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_stage_is_measured_while_it_runs(tissue: Path, tmp_path: Path) -> None:
-    """At the steps that were asked for and at the end; the weights are those without."""
+    """At the steps that were asked for, once at the end; the weights are those without."""
     watched, plain = tmp_path / "watched", tmp_path / "plain"
     for stage, value in (("encoder", "spread"), ("autoencoder", "psnr"), ("ldm", "t10")):
         own: Any = stage
-        a = pretrain(own, made(5, measure_every=2), data=tissue, out=watched)
-        b = pretrain(own, made(5), data=tissue, out=plain)
+        a = pretrain(own, made(6, measure_every=2), data=tissue, out=watched)
+        b = pretrain(own, made(6), data=tissue, out=plain)
         weights, others = load_file(a), load_file(b)
         assert all(torch.equal(weights[k], others[k]) for k in others)
         found = rows(watched / stage / "validation.csv")
@@ -103,6 +103,63 @@ def test_weights_are_kept_where_nothing_can_be_measured(
                 pretrain(own, made(), data=tissue, out=tmp_path)
         assert not (tmp_path / stage / "metrics.json").exists()
     assert load_extractor(str(tmp_path / "extractor.safetensors"), device="cpu").tile_px == 32
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_are_written_before_they_are_measured(
+    stage: Any, run: Path, tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whatever ends the measurement does not take the training with it."""
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    name = {"ldm": "extractor"}.get(stage, stage)
+    for before in ("encoder", "autoencoder"):
+        shutil.copy(run / f"{before}.safetensors", tmp_path)
+    (tmp_path / f"{name}.safetensors").unlink(missing_ok=True)
+    report_of = {"ldm": "report_denoiser"}.get(stage, f"report_{stage}")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, report_of, broken)
+        with pytest.raises(RuntimeError, match="a defect"):
+            pretrain(stage, made(), data=tissue, out=tmp_path)
+    path = tmp_path / f"{name}.safetensors"
+    written = load_file(path)
+    pretrain(stage, made(), data=tissue, out=tmp_path, resume=True)
+    assert all(torch.equal(v, written[k]) for k, v in load_file(path).items())
+
+
+def test_a_complete_part_is_left_as_it_is(
+    run: Path, tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale of latents differs in its last bits from machine to machine; a stage that was
+    begun with a part goes on with it all the same."""
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "ldm")
+    with monkeypatch.context() as patched:
+        stop_after(2, patched)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain("ldm", made(4), data=tissue, out=tmp_path / "run")
+    statistics = module.latent_statistics
+
+    def elsewhere(*words: Any) -> Any:
+        found = statistics(*words)
+        return replace(found, scale=found.scale * (1 + 1e-7))
+
+    monkeypatch.setattr(module, "latent_statistics", elsewhere)
+    for stage, steps in (("encoder", 2), ("autoencoder", 2), ("ldm", 4)):
+        own: Any = stage
+        pretrain(own, made(steps), data=tissue, out=tmp_path / "run", resume=True)
+
+
+def test_the_card_tells_how_the_stages_ran(run: Path, tissue: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "ldm")
+    changed = made(encoder={"crop_px": 48})
+    path = pretrain("ldm", changed, data=tissue, out=tmp_path / "run")
+    card = read_card(path)["card"]
+    assert card["pretraining"]["encoder"]["crop_px"] == 32
+    assert card["denoising_error"] == report(tmp_path / "run", "ldm")
 
 
 def test_a_run_goes_on_with_what_has_no_effect(

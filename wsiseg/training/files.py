@@ -30,13 +30,20 @@ _DAMAGE = (  # what reading a damaged state can raise
 def append_row(path: Path, row: Mapping[str, float]) -> None:
     """Add a row to a CSV file, with a header if the file is new.
 
+    Of a file that is there the columns stay: what a row lacks is nan, what it has beside them is
+    left out.
+
     Raises:
         OutputError: the file cannot be written.
     """
     try:
+        names = list(row)
         new = not path.exists()
+        if not new:
+            with path.open(newline="") as file:
+                names = next(csv.reader(file), names)
         with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer = csv.DictWriter(file, names, restval="nan", extrasaction="ignore")
             if new:
                 writer.writeheader()
             writer.writerow(row)
@@ -48,10 +55,11 @@ def cut_rows(path: Path, step: int) -> None:
     """Remove the rows after a step, which a resumed run writes again."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines(keepends=True)
+    with path.open(newline="") as file:  # as the csv module ended them
+        lines = file.read().splitlines(keepends=True)
     kept = [r for r in lines[1:] if r.partition(",")[0].isdigit() and int(r.split(",")[0]) <= step]
     with staged(path) as (temporary,):
-        temporary.write_text("".join([*lines[:1], *kept]))
+        temporary.write_text("".join([*lines[:1], *kept]), newline="")
 
 
 class RunLog:

@@ -8,6 +8,7 @@ but the encoder's report.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -45,7 +46,7 @@ from wsiseg.training.pretrain_report import (
     report_pixel_ddpm,
 )
 from wsiseg.training.processes import Processes
-from wsiseg.training.stage_run import Report, StageRun
+from wsiseg.training.stage_run import StageRun
 from wsiseg.training.tiles import Pools, divide, find_files, other_files, warn_of_small
 
 __all__ = ["PixelPretrainConfig", "PretrainConfig", "pretrain"]
@@ -95,7 +96,8 @@ def pretrain(
     pools = _pools(config, data, out)
     try:
         if processes.first:
-            warn_of_small((pools.training, pools.measured), part.crop_px, config.scale)
+            sides = [pool for pool in (pools.training, pools.held_out) if pool is not None]
+            warn_of_small(sides, part.crop_px, config.scale)
             _claim_files(out / stage, pools, data)
             claim_parts(
                 out / stage, [out / f"{name}.safetensors" for name in needed(config, stage)]
@@ -133,12 +135,10 @@ def _encoder(run: StageRun) -> Path:
     def report() -> Mapping[str, float]:
         return report_encoder(task.encoder.eval(), measured, run.folder)
 
-    def write(path: Path) -> None:
+    def write(path: Path, _: Mapping[str, float]) -> None:
         save_part(path, task.encoder, made_of(config.extractor.encoder, config.mpp))
-        run.report(report)
 
-    run.train(task, report)
-    return run.finish("encoder.safetensors", write)
+    return run.finish(task, report, "encoder.safetensors", write)
 
 
 def _autoencoder(run: StageRun) -> Path:
@@ -154,17 +154,15 @@ def _autoencoder(run: StageRun) -> Path:
     def report() -> Mapping[str, float]:
         return report_autoencoder(task, measured, run.folder)
 
-    def write(path: Path) -> None:
+    def write(path: Path, _: Mapping[str, float]) -> None:
         key = (config.seed, part.loop.steps * part.loop.accumulate)
         size = part.loop.batch_size
         pixels = run.pools.training.batch(part.crop_px, size, key, scale=config.scale)
         images = to_tensor(pixels, device=run.device)
         network = latent_statistics(task.network, first_stage, images)
         save_part(path, task.network, made_of(network, config.mpp))
-        run.report(report)
 
-    run.train(task, report)
-    return run.finish("autoencoder.safetensors", write)
+    return run.finish(task, report, "autoencoder.safetensors", write)
 
 
 def _denoiser(run: StageRun) -> Path:
@@ -183,7 +181,7 @@ def _denoiser(run: StageRun) -> Path:
     def report() -> Mapping[str, float]:
         return report_denoiser(task, measured, run.folder)
 
-    def write(path: Path) -> None:
+    def write(path: Path, found: Mapping[str, float]) -> None:
         network = PathSegDiffExtractor(extractor)
         average: Any = task.module["average"]
         for name, weights in (
@@ -193,10 +191,9 @@ def _denoiser(run: StageRun) -> Path:
             ("conditioner", average["conditioner"]),
         ):
             getattr(network, name).load_state_dict(weights.state_dict())
-        _write_extractor(path, run, network, report)
+        _write_extractor(path, run, network, found)
 
-    run.train(task, report)
-    return run.finish("extractor.safetensors", write)
+    return run.finish(task, report, "extractor.safetensors", write)
 
 
 def _ddpm(run: StageRun) -> Path:
@@ -207,10 +204,10 @@ def _ddpm(run: StageRun) -> Path:
     def report() -> Mapping[str, float]:
         return report_pixel_ddpm(task, measured, run.folder)
 
-    run.train(task, report)
-    return run.finish(
-        "extractor.safetensors", lambda path: _write_extractor(path, run, task.average, report)
-    )
+    def write(path: Path, found: Mapping[str, float]) -> None:
+        _write_extractor(path, run, task.average, found)
+
+    return run.finish(task, report, "extractor.safetensors", write)
 
 
 def _claim_files(run: Path, pools: Pools, data: Path) -> None:
@@ -253,9 +250,16 @@ def _warn_of_other_files(out: Path, stages: Sequence[Stage], stage: Stage) -> No
         )
 
 
-def _write_extractor(path: Path, run: StageRun, network: FeatureExtractor, report: Report) -> None:
-    """The report of the last stage, and the extractor with it in its card."""
-    card = {"pretraining": to_mapping(run.config), "denoising_error": run.report(report)}
+def _write_extractor(
+    path: Path, run: StageRun, network: FeatureExtractor, found: Mapping[str, float]
+) -> None:
+    """The extractor, with how it was made, and what was `found` of it, in its card."""
+    made = to_mapping(run.config)
+    for before in needed(run.config, run.stage):  # as they ran; this run may say otherwise
+        record = run.out / before / "config.json"
+        if record.exists():
+            made[before] = json.loads(record.read_text())[before]
+    card = {"pretraining": made, "denoising_error": dict(found)}
     save_extractor(path, network, card=card, licence=run.config.licence)
 
 

@@ -21,6 +21,9 @@ from wsiseg.training.tile_pool import UNREADABLE
 from wsiseg.training.tiles import Pools
 
 Report = Callable[[], Mapping[str, float]]
+"""Measures, and gives the numbers."""
+Write = Callable[[Path, Mapping[str, float]], None]
+"""Writes the weights; a file with a card tells what was measured, so far as it was."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,12 @@ class StageRun:
         loop: LoopConfig = self.part.loop
         return loop
 
-    def train(self, task: Task, report: Report) -> None:
-        """All steps of a task, from where its state stands, with the report every now and then."""
+    def train(self, task: Task, report: Report) -> bool:
+        """All steps of a task, from where its state stands, with the report every now and then.
+
+        Returns:
+            Whether there was any step left to do.
+        """
         task.module.to(self.device)
         state, processes = resume_step(self.folder / "state.pt"), Processes()
         batches = self.pools.training.batches(
@@ -71,6 +78,7 @@ class StageRun:
             run_loop(
                 watched, batches, self.loop, run=self.folder, seed=self.config.seed, state=state
             )
+        return state[0] < self.loop.steps
 
     def measured(self, size_px: int) -> Measured:
         """Crops to measure on."""
@@ -92,11 +100,21 @@ class StageRun:
             warnings.warn(text, stacklevel=2)
             return {}
 
-    def finish(self, name: str, write: Callable[[Path], None]) -> Path:
-        """The file of a name, which the first process writes."""
+    def finish(self, task: Task, report: Report, name: str, write: Write) -> Path:
+        """Train, write the file of a name, then measure; the first process does the last two.
+
+        A file of a stage that was complete before is left as it is: later stages know it by its
+        bytes, and statistics in it are not the same to the last bit on another machine. That of the
+        last stage is written once more, with what was measured in its card.
+        """
         path, processes = self.out / name, Processes()
+        trained = self.train(task, report)
         if processes.first:
-            write(path)
+            if trained or not path.exists():
+                write(path, {})
+            values = self.report(report)
+            if values and self.stage == self.config.stages[-1]:  # its file has a card
+                write(path, values)
         processes.wait()
         return path
 
