@@ -146,7 +146,7 @@ def test_half_are_blurred_as_scipy_blurs() -> None:
         {"hed_shift": -0.1},
         {"brightness": 1.5},
         {"contrast": -0.1},
-        {"saturation": float("nan")},
+        {"saturation": -0.5},
         {"blur_px": 99.0},
         {"stain_shift": -1.0},
     ],

@@ -249,7 +249,7 @@ def test_configurations() -> None:
     [
         ({"cross_entropy": 0.0}, "one must be above 0"),
         ({"focal": -1.0}, "not be negative"),
-        ({"structure": math.nan}, "not be negative"),
+        ({"structure": math.nan}, "structure: nan"),
         ({"focal_gamma": -0.5}, "focal_gamma"),
         ({"focal_gamma": math.nan}, "focal_gamma"),
         ({"class_weights": "inverse"}, "class_weights"),
