@@ -146,7 +146,7 @@ def test_small_annotations_that_are_in_no_patch_are_told_once(tmp_path: Path) ->
     assert len(said) == 1
     assert str(said[0].message).startswith(
         f"{tmp_path}: 4 patches are left out, as less than 1.00% of each is annotated, and with "
-        "them 15 um2 of Bud (100.0%), 2 um2 of Tumour (0.3%); to keep them lower the option min_"
+        "them 15 um2 of Bud (100.0%); to keep them lower the option min_"
     )
     assert len(data) == 6
     everything = QuPathDataset(tmp_path, "all", QuPathConfig(**SMALL, min_labelled=0))
