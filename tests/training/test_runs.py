@@ -9,127 +9,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from discs import CNN, Discs, config, fit, frozen, interrupt, network, same
 from PIL import Image
 from safetensors.torch import load_file
 
-from wsiseg.classes import Classes, TissueClass
-from wsiseg.config import from_mapping
-from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8
 from wsiseg.errors import (
     CheckpointError,
     ConfigError,
-    DatasetError,
     ModelError,
     OutputError,
     UsageError,
 )
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.checkpoint import load_model
-from wsiseg.models.registry import build_extractor
 from wsiseg.training import feature_cache, loop
 from wsiseg.training.evaluate import Evaluation
 from wsiseg.training.head_task import HeadTask
-from wsiseg.training.inputs import choose_inputs
 from wsiseg.training.start import starting_point
-from wsiseg.training.train import TrainConfig, train
-
-CNN = {
-    "name": "cnn",
-    "arch": "resnet18",
-    "channels": [4, 4, 8, 8],
-    "strides": [2, 4, 8],
-    "tile_px": 32,
-}
-VIT = {
-    "name": "hipt",
-    "encoder": {"dim": 16, "depth": 1, "heads": 2, "patch_px": 16, "position_px": 32},
-    "tile_px": 32,
-}
-
-
-class Discs(LabelledDataset):
-    """Dark discs on a light ground, two images a patient."""
-
-    classes = Classes(
-        (TissueClass("ground", (200, 200, 200), background=True), TissueClass("disc", (90, 0, 90)))
-    )
-    mpp = 1.0
-
-    def __init__(self, count: int = 8) -> None:
-        self.names = tuple(f"image {i}" for i in range(count))
-        self.groups = tuple(f"patient {i // 2}" for i in range(count))
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        rng = np.random.default_rng(index)
-        y, x = np.mgrid[:48, :40]
-        disc = (y - rng.integers(14, 34)) ** 2 + (x - rng.integers(14, 26)) ** 2 < 120
-        image = np.where(disc[..., None], (110, 60, 150), (230, 180, 205)) + rng.normal(
-            0, 5, (48, 40, 3)
-        )
-        return LabelledImage(
-            self.names[index],
-            image.clip(0, 255).astype(np.uint8),
-            disc.astype(np.uint8),
-            self.groups[index],
-            disc.astype(np.int32),
-        )
-
-
-def config(**changes: Any) -> TrainConfig:
-    loop = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "warmup_steps": 1}
-    loop |= {"log_every": 2, "save_every": 2}
-    data = {
-        "extractor": CNN,
-        "head": {"name": "unet", "widths": [8, 8, 8]},
-        "trainable": "all",
-        "mpp": 1.0,
-        "window_px": 32,
-        "patch_tiles": [1, 1],
-        "validation_share": 0.25,
-        "validate_every": 2,
-        "loop": {**loop, **changes.pop("loop", {})},
-        **changes,
-    }
-    return from_mapping(TrainConfig, data)
-
-
-def frozen(**changes: Any) -> TrainConfig:
-    head = {"name": "fcn", "widths": [8, 8, 8]}
-    return config(extractor=VIT, head=head, trainable="none", **changes)
-
-
-def network(run: TrainConfig) -> FeatureExtractor:
-    torch.manual_seed(run.seed)
-    return build_extractor(run.extractor)
-
-
-def fit(run: TrainConfig, out: Path, **options: Any) -> Path:
-    return train(run, options.pop("data", Discs()), network(run), out=out, **options)
-
-
-def same(a: Path, b: Path) -> bool:
-    first, second = load_file(a), load_file(b)
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def interrupt(run: TrainConfig, out: Path, *, after: int) -> None:
-    """Leave what a kill after step `after` would leave."""
-    save = loop._save
-
-    def stop(path: Path, task: Any, optimiser: Any, step: int, seconds: float) -> None:
-        save(path, task, optimiser, step, seconds)
-        if step == after:
-            raise KeyboardInterrupt
-
-    loop._save = stop
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            fit(run, out)
-    finally:
-        loop._save = save
+from wsiseg.training.train import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -201,61 +100,6 @@ def test_training_ends_when_nothing_gets_better(
     fit(run, tmp_path, resume=True)  # complete: nothing is trained, the model is written again
     assert (tmp_path / "validation.csv").read_text().splitlines() == rows
     assert path.stat().st_mtime_ns > before
-
-
-def test_limit_draws_training_images_only() -> None:
-    data = Discs(20)
-    whole, few = choose_inputs(config(), data), choose_inputs(config(limit=3), data)
-    assert whole.validation == few.validation
-    assert len(few.training) == 3
-    assert set(few.training) < set(whole.training)
-    assert choose_inputs(config(limit=3, seed=1), data).training != few.training
-    with pytest.raises(UsageError, match=r"limit 30: only 1[0-9] images"):
-        choose_inputs(config(limit=30), data)
-
-
-def test_a_class_without_pixels_is_an_error() -> None:
-    data = Discs()
-    data.classes = Classes((*Discs.classes, TissueClass("necrosis", (1, 1, 1))))
-    with pytest.raises(DatasetError, match="no pixel of class 'necrosis' in the 6 training"):
-        choose_inputs(config(), data)
-    weights = choose_inputs(
-        config(allow_empty_classes=True, loss={"class_weights": "frequency"}), data
-    ).weights
-    assert weights is not None
-    assert weights[2] == 1
-    assert weights[0] + weights[1] == pytest.approx(1)
-
-
-class Marked(Discs):
-    """The same with labels of some patients left out: all, or those of a class."""
-
-    def __init__(self, patients: set[str], *values: int) -> None:
-        super().__init__()
-        self.patients, self.values = patients, values
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        item = super().__getitem__(index)
-        gone = np.isin(item.mask, self.values) & (item.group in self.patients)
-        return item._replace(mask=np.where(gone, 255, item.mask).astype(np.uint8))
-
-
-def validated() -> set[str]:
-    data = Discs()
-    return {data.groups[i] for i in choose_inputs(config(), data).validation}
-
-
-def test_validation_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
-    message = "none of the 2 validation images has a labelled pixel.* seed or validation_share"
-    with pytest.raises(DatasetError, match=message):
-        fit(config(), tmp_path, data=Marked(validated(), 0, 1))
-    assert not list(tmp_path.iterdir())
-    choose_inputs(config(validation_share=0.0), Discs())
-
-
-def test_classes_that_no_validation_image_has_are_told(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="no validation image has a pixel of disc: the Dice"):
-        fit(config(loop={"steps": 1}), tmp_path, data=Marked(validated(), 1))
 
 
 def test_kept_features_change_nothing_but_the_time(
@@ -368,77 +212,6 @@ def test_a_gradient_that_is_not_finite_is_not_kept(
     assert (tmp_path / "state.pt").read_bytes() == good
 
 
-class Changed(Discs):
-    """The same but for two pixels of one image, or of its labels."""
-
-    def __init__(self, of: int, what: str) -> None:
-        super().__init__()
-        self.of, self.what = of, what
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        item = super().__getitem__(index)
-        if index == self.of:
-            array = getattr(item, self.what)
-            array[0, 0], array[1, 0] = 1, 0
-        return item
-
-
-class Damaged(Discs):
-    """The same, but images cannot be read, though their masks can."""
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        if index in self.lost:
-            raise DatasetError(f"image {index}: not a readable image")
-        return super().__getitem__(index)
-
-    def mask(self, index: int) -> UInt8:
-        return Discs()[index].mask
-
-    lost: frozenset[int] = frozenset()
-
-
-def test_what_cannot_be_read_ends_a_run_before_it_begins(tmp_path: Path) -> None:
-    data = Damaged()
-    for index in choose_inputs(config(), data).validation:
-        data.lost = frozenset({index})
-        with pytest.raises(DatasetError, match=f"image {index}: not a readable"):
-            fit(config(loop={"log_every": 1}), tmp_path, data=data)
-    data.lost = frozenset()
-    fit(config(loop={"steps": 1}), tmp_path, data=data)  # nothing says that it holds a run
-
-
-def test_values_of_validation_masks_are_looked_at_first(tmp_path: Path) -> None:
-    class Odd(Discs):
-        def __getitem__(self, index: int) -> LabelledImage:
-            item = super().__getitem__(index)
-            return item._replace(mask=item.mask * (7 if item.group in validated() else 1))
-
-    with pytest.raises(DatasetError, match="masks hold the value 7"):
-        fit(config(), tmp_path, data=Odd())
-    assert not list(tmp_path.iterdir())
-
-
-def test_other_labels_are_another_run(tmp_path: Path) -> None:
-    class Inverted(Discs):
-        def __getitem__(self, index: int) -> LabelledImage:
-            item = super().__getitem__(index)
-            return item._replace(mask=(1 - item.mask).astype(np.uint8))
-
-    class Restained(Discs):
-        def __getitem__(self, index: int) -> LabelledImage:
-            item = super().__getitem__(index)
-            return item._replace(image=item.image // 2)
-
-    class Renamed(Discs):
-        classes = Classes((TissueClass("ground", (0, 0, 0)), TissueClass("spot", (90, 0, 90))))
-
-    interrupt(config(), tmp_path, after=2)
-    changed = [Changed(of, what) for of in range(8) for what in ("image", "mask", "instances")]
-    for other in (Inverted(), Restained(), Renamed(), Discs(10), *changed):
-        with pytest.raises(UsageError, match="another extractor, other images or labels"):
-            fit(config(), tmp_path, resume=True, data=other)
-
-
 def test_features_of_another_configuration_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,7 +230,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-from test_runs import fit, without_batch_norm
+from discs import fit
+from test_runs import without_batch_norm
 from wsiseg.training.processes import Processes
 fit(without_batch_norm(), Path({out!r}))
 sys.stdout.write("process %d of %d\\n" % (Processes().index, Processes().count))

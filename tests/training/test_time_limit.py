@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_runs import config, fit
+from discs import config, fit
 
 from wsiseg.errors import ConfigError
 from wsiseg.models.checkpoint import load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,10 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from wsiseg.datasets.base import LabelledDataset
+from wsiseg.training.processes import Processes
+
+SAID_EVERY_S = 20.0
+"""Seconds between two lines on how far the reading is."""
 
 
 class Contents(NamedTuple):
@@ -30,7 +35,11 @@ def contents_of(dataset: LabelledDataset, indices: Sequence[int]) -> Contents:
         DatasetError, SlideError: an image or its labels cannot be read.
     """
     images, labels = [], []
-    for index in indices:
+    said, first = time.monotonic(), Processes().first
+    for done, index in enumerate(indices):
+        if first and time.monotonic() - said > SAID_EVERY_S:
+            said = time.monotonic()
+            print(f"reading images: {done} of {len(indices)}", flush=True)
         item = dataset[index]
         label = _checksum(item.mask)
         if item.instances is not None:

@@ -19,6 +19,7 @@ import torch
 
 from wsiseg.config import difference, to_mapping
 from wsiseg.datasets.base import LabelledDataset
+from wsiseg.datasets.checks import plain
 from wsiseg.errors import ConfigError, UsageError
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mapping
@@ -229,11 +230,7 @@ def _other_classes(wanted: ModelInfo, own: ModelInfo) -> str:
     if wanted.classes.names == own.classes.names:
         return ""
     listed, asked = (", ".join(info.classes.names) for info in (own, wanted))
-    plain = [
-        sorted(" ".join(name.casefold().split()) for name in info.classes.names)
-        for info in (own, wanted)
-    ]
-    if plain[0] == plain[1]:
+    if len({tuple(sorted(map(plain, info.classes.names))) for info in (own, wanted)}) == 1:
         return (
             f"its classes are in another order or spelling: {listed} (write them so in a YAML "
             f"file for --dataset, which has {asked})"
