@@ -28,6 +28,7 @@ from wsiseg.geometry import Point
 from wsiseg.slides.slide import COARSE
 from wsiseg.training.background import UNDRAWN, Background
 from wsiseg.training.borders import border_band, touching
+from wsiseg.training.threads import batch_threads
 
 UInt8 = npt.NDArray[np.uint8]
 FILES_AT_ONCE = 16
@@ -36,8 +37,6 @@ BORDER = 128
 """Added to the class of pixels in the border of an object, within this module; 255 is ignored."""
 TOUCHING = 32
 """Added to the class of pixels between two objects, within this module."""
-AHEAD = 3
-"""Batches that are made before they are asked for."""
 
 
 class Batch(NamedTuple):
@@ -240,7 +239,7 @@ class Patches:
     def batches(
         self, size: int, *, start: int = 0, share: tuple[int, int] = (0, 1), pool: int = 0
     ) -> Iterator[Batch]:
-        """Batches start, start + 1, ..., made ahead in two threads.
+        """Batches start, start + 1, ..., made ahead in threads, one more than there are of these.
 
         Args:
             size: patches of a batch.
@@ -255,9 +254,10 @@ class Patches:
             numbers = range(batch * size, (batch + 1) * size)[share[0] :: share[1]]
             return self.batch([n % pool if pool else n for n in numbers])
 
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="patches") as workers:
-            waiting = deque(workers.submit(make, n) for n in range(start, start + AHEAD))
-            number = start + AHEAD
+        threads = batch_threads(share[1])
+        with ThreadPoolExecutor(threads, thread_name_prefix="patches") as workers:
+            number = start + threads + 1
+            waiting = deque(workers.submit(make, n) for n in range(start, number))
             while True:
                 batch = waiting.popleft().result()
                 waiting.append(workers.submit(make, number))

@@ -20,14 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import DatasetError, SlideError, WsisegError
+from wsiseg.training.threads import batch_threads
 from wsiseg.training.tile_files import TissueFile
 from wsiseg.training.tile_slides import SlideFile
 
 UInt8 = npt.NDArray[np.uint8]
-WORKERS = 2
-"""Threads that make batches."""
-AHEAD = 3
-"""Batches that are made before they are asked for."""
 TRIES = 100
 """Places that are drawn for a crop before a source counts as one that cannot be read."""
 UNREADABLE = (SlideError, DatasetError)
@@ -177,9 +174,11 @@ class TilePool:
         def make(number: int) -> UInt8:
             return self.batch(size_px, count, (seed, number), scale=scale, share=share)
 
-        with ThreadPoolExecutor(max_workers=WORKERS) as worker:
-            ahead = deque(worker.submit(make, n) for n in range(start, start + AHEAD))
-            for number in itertools.count(start + AHEAD):
+        threads = batch_threads(share[1])
+        with ThreadPoolExecutor(threads) as worker:
+            following = start + threads + 1
+            ahead = deque(worker.submit(make, n) for n in range(start, following))
+            for number in itertools.count(following):
                 batch = ahead.popleft().result()
                 ahead.append(worker.submit(make, number))
                 yield batch
