@@ -168,6 +168,6 @@ def test_pixels_are_counted_by_class() -> None:
 
 def test_images_too_small_to_be_meant_are_warned_of_once() -> None:
     data = Masks([[0] * 8, [1], [0] * 7], rows=8)
-    with pytest.warns(UserWarning, match=r"n1 \(1 x 8 px\) and 1 others of 3 images: under 8 px"):
+    with pytest.warns(UserWarning, match=r"n1 \(1 x 8 px\) and 1 more of 3 images: under 8 px"):
         assert class_pixels(data, [0, 1, 2]).tolist() == [[64, 0], [0, 8], [56, 0]]
     assert class_pixels(data, [0]).tolist() == [[64, 0]]

@@ -189,7 +189,7 @@ def test_model_config_is_completed_and_goes_there_and_back() -> None:
     ("changes", "message"),
     [
         ({"mpp": 0.0}, "mpp 0.0: must be from"),
-        ({"mpp": float("nan")}, "mpp nan: must be from"),
+        ({"mpp": float("nan")}, "mpp: nan is no number"),
         ({"mpp": 5000.0}, r"mpp 5000\.0: must be from"),
         ({"window_px": 100}, "window_px 100: must be a multiple of the tile, 32"),
         ({"window_px": 0}, "window_px 0"),

@@ -192,9 +192,9 @@ def test_the_loss_goes_down_at_both_precisions(name: str, folder: Path, tmp_path
         assert card["card"]["denoising_error"] == report
         assert card["card"]["pretraining"]["extractor"]["name"] == name
         assert card["licence"] == "test"
-        # 4 crops of 16 px; one row of crops and two at each of three steps.
+        # 8 crops of 16 px; one row of crops and two at each of three steps.
         with Image.open(out / "ddpm" / "estimates.png") as sheet:
-            assert sheet.size == (4 * 16, 7 * 16)
+            assert sheet.size == (8 * 16, 7 * 16)
 
 
 @BOTH

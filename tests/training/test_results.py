@@ -164,5 +164,8 @@ def test_other_images_of_patients_that_a_model_learnt_are_told() -> None:
 
 
 def test_nothing_labelled_is_nothing_to_measure() -> None:
-    with pytest.raises(DatasetError, match="none of the 2 images has a labelled pixel"):
+    with (
+        pytest.warns(UserWarning, match=r"6 x 4 px\) and 1 more of 2 images: under 8 px"),
+        pytest.raises(DatasetError, match="none of the 2 images has a labelled pixel"),
+    ):
         check_labelled(Painted({"a": 1, "b": 2}))

@@ -37,7 +37,7 @@ def warn_of_tiny(names: Sequence[str], sizes: Sequence[tuple[int, ...]]) -> None
     tiny = [(n, s) for n, s in zip(names, sizes, strict=True) if min(s) < _LEAST_PX]
     if tiny:
         name, (height, width) = tiny[0]
-        more = f" and {len(tiny) - 1} others" if len(tiny) > 1 else ""
+        more = f" and {len(tiny) - 1} more" if len(tiny) > 1 else ""
         warnings.warn(
             f"{name} ({width} x {height} px){more} of {len(names)} images: under {_LEAST_PX} px "
             "high or wide, of which nothing can be learnt; take them out, or give whole images",

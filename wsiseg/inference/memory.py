@@ -74,7 +74,8 @@ def memory_said(device: torch.device, *, advice: str = "") -> Iterator[None]:
 
     Args:
         device: where the block computes.
-        advice: what takes less memory; empty: what `predict` has for it.
+        advice: what takes less memory; empty: what `predict` has for it, which tells itself of
+            the host's memory by slide.
 
     Raises:
         DeviceMemoryError: the device has no memory left.
@@ -82,7 +83,7 @@ def memory_said(device: torch.device, *, advice: str = "") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as e:
-        if lacks_memory(e):
+        if lacks_memory(e) and (advice or isinstance(e, RuntimeError)):
             raise no_memory(device, advice) from e
         raise
 
