@@ -64,6 +64,8 @@ def claim_parts(run: Path, paths: Sequence[Path]) -> None:
         CheckpointError: a part is missing or cannot be read.
         OutputError: the folder cannot be written.
     """
+    if not paths:
+        return
     for path in paths:
         if not path.exists():
             raise _missing(path)
