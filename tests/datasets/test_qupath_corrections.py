@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_qupath import SMALL, feature, rectangle, slide, write
+from qupath_toys import SMALL, feature, rectangle, slide, write
 
 from wsiseg.datasets.table import open_dataset
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from pretrain_toys import STAGES, made, report, stop_after, write_tissue
+from pretrain_toys import STAGES, made, report, stop_after
 from safetensors.torch import load_file, save_file
 
 from wsiseg.cli.pretrain import command
@@ -37,21 +37,6 @@ from wsiseg.training.dino import DinoConfig, DinoTask
 from wsiseg.training.loop import LoopConfig
 from wsiseg.training.pretrain import pretrain
 from wsiseg.training.tile_pool import TilePool
-
-
-@pytest.fixture(scope="module")
-def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tissue")
-    write_tissue(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(tissue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run")
-    for stage in STAGES:
-        pretrain(stage, made(), data=tissue, out=out)  # type: ignore[arg-type]
-    return out
 
 
 def rows(path: Path) -> list[dict[str, str]]:

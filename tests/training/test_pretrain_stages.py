@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pretrain_toys import STAGES, made, report, stop_after, write_tissue
+from pretrain_toys import STAGES, made, report, stop_after
 from safetensors.torch import load_file, save_file
 
 from wsiseg.config import load_yaml
@@ -28,22 +28,6 @@ from wsiseg.training.pretrain import PretrainConfig, pretrain
 from wsiseg.training.pretrain_config import pretrain_config
 from wsiseg.training.pretrain_report import Measured, report_encoder
 from wsiseg.training.tiles import load_pools
-
-
-@pytest.fixture(scope="module")
-def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight light and eight dark images, copies two by two."""
-    folder = tmp_path_factory.mktemp("tissue")
-    write_tissue(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(tissue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run")
-    for stage in STAGES:
-        pretrain(stage, made(), data=tissue, out=out)  # type: ignore[arg-type]
-    return out
 
 
 def test_every_stage_has_numbers_and_a_picture(run: Path) -> None:
