@@ -9,7 +9,7 @@ glas-small). Without arguments it takes the sample slide beside this file.
 import sys
 from pathlib import Path
 
-from wsiseg import load_model, open_slide, predict_slide, write_geojson, write_pyramid
+from wsiseg import find_tissue, load_model, open_slide, predict_slide, write_geojson, write_pyramid
 
 
 def main(path: Path, folder: Path, name: str) -> None:
@@ -19,7 +19,7 @@ def main(path: Path, folder: Path, name: str) -> None:
 
     slide = open_slide(path)
     model = load_model(name)
-    canvas = predict_slide(slide, model, f"{out}.canvas")
+    canvas = predict_slide(slide, model, f"{out}.canvas", tissue=find_tissue(slide))
     write_pyramid(f"{out}.mask.ome.tif", canvas)
     write_geojson(f"{out}.geojson", canvas)
 

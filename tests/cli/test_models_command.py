@@ -229,5 +229,11 @@ def test_numbers_belong_to_the_file_that_they_were_measured_with(
 def test_a_card_is_short_for_people() -> None:
     text = output("show", "glas-small")
     assert len(text.splitlines()) < 90
-    assert text.index("  use: ") < text.index("  limits: ") < text.index("  commands: ")
+    assert text.index("  use: ") < text.index("  limits:") < text.index("  commands:")
     assert "extractor: a record of its own" in text
+
+
+def test_commands_of_a_card_can_be_copied() -> None:
+    lines = [line.strip() for line in output("show", "glas-small").splitlines()]
+    card = json.loads(output("show", "glas-small", "--json"))["card"]
+    assert set(card["commands"] + card["limits"]) <= set(lines)

@@ -227,6 +227,9 @@ def _nested(data: Any, indent: str) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield f"{indent}{key}"
             yield from _nested(value, indent + "  ")
+        elif isinstance(value, list) and any(" " in v for v in value if isinstance(v, str)):
+            yield f"{indent}{key}:"  # sentences and commands: a line each, to be read and copied
+            yield from (f"{indent}  {v}" for v in value)
         elif isinstance(value, list):
             yield f"{indent}{key}: {', '.join(str(v) for v in value)}"
         else:
