@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePath
 
 LONGEST_STEM = 180
 """Bytes of the longest stem of outputs: their temporary names add to it, and 255 are allowed."""
@@ -25,6 +25,19 @@ def usable_stem(stem: str) -> str:
     digest = hashlib.sha256(data).hexdigest()[:8]
     kept = plain(stem).replace("\\", "_").encode()[: LONGEST_STEM - 1 - len(digest)]
     return f"{kept.decode('utf-8', 'ignore')}-{digest}"
+
+
+def as_written(root: Path, path: str) -> tuple[Path, str]:
+    """`root` and the `path` below it, with each leading `..` taken off the names of `root`.
+
+    Of a folder that is a link this is the folder beside the link, as one reads it; a file system
+    goes up from where the link leads.
+    """
+    parts = PurePath(path).parts
+    base = root.absolute() if parts[:1] == ("..",) else root
+    while parts[:1] == ("..",) and base.name not in ("", ".."):
+        base, parts = base.parent, parts[1:]
+    return base, str(PurePath(*parts))
 
 
 def is_dicom(path: Path) -> bool:

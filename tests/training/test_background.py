@@ -73,6 +73,30 @@ def test_annotated_images_are_background_where_they_say_so(tmp_path: Path) -> No
     assert np.array_equal(patches.batch([150]).images[0], batch.images[150])
 
 
+def test_images_beside_a_data_set_that_is_a_link(tmp_path: Path) -> None:
+    real, data = tmp_path / "real" / "glas", tmp_path / "data"
+    for folder in (real, data):
+        folder.mkdir(parents=True)
+    (data / "glas").symlink_to(real)
+    name = annotated_folder(data / "lung")
+    grey_images(data / "grey")
+    chosen = BackgroundConfig(
+        (SourceConfig("../grey/*.png"),),
+        annotated=(AnnotatedConfig(name, "../lung", ("Stroma",)),),
+    )
+    background = Background.load(chosen, stored(data / "glas"), mpp=1.0)
+    assert background is not None
+    assert background.names[-1] == "../lung:a"
+    assert all(n.startswith("../grey/") for n in background.names[:-1])
+    (data / "grey").rename(tmp_path / "real" / "grey")  # beside where the link leads
+    (data / "lung").rename(tmp_path / "real" / "lung")
+    again = AnnotatedConfig(str(tmp_path / "real/lung/other.yaml"), "../lung", ("Stroma",))
+    chosen = BackgroundConfig(chosen.sources, (again,))
+    found = Background.load(chosen, stored(data / "glas"), mpp=1.0)
+    assert found is not None
+    assert len(found.names) == len(background.names)
+
+
 def test_annotated_images_say_what_is_an_object_but_not_where_it_ends(tmp_path: Path) -> None:
     name = annotated_folder(tmp_path / "lung")
     lung = AnnotatedConfig(name, "lung", ("Stroma",), {"Tumour": "b"})

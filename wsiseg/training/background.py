@@ -21,6 +21,7 @@ from wsiseg.datasets.augment import AugmentConfig, at_mpp, random_patch
 from wsiseg.datasets.base import LabelledDataset
 from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
 from wsiseg.errors import ConfigError
+from wsiseg.names import as_written
 from wsiseg.training.tiles import SourceConfig, TilePool, load_pools, warn_of_small
 
 UInt8 = npt.NDArray[np.uint8]
@@ -95,7 +96,9 @@ class AnnotatedPool:
         """
         described = dataset_mapping(config.dataset)
         part = config.part or DATASETS[described["name"]].part
-        dataset = open_dataset(described, root / config.path, part)
+        beside = Path(*as_written(root, config.path))
+        folder = beside if beside.is_dir() else root / config.path
+        dataset = open_dataset(described, folder, part)
         table = np.full(256, IGNORE, np.uint8)
         table[: len(dataset.classes)] = _labels(config, dataset.classes, classes, borders=borders)
         items = (dataset[i] for i in range(len(dataset)))

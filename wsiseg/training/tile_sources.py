@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsiseg.errors import ConfigError, DatasetError, ResolutionError, SlideError, WsisegError
+from wsiseg.names import as_written
 from wsiseg.slides.resolution import checked_mpp
 from wsiseg.training.tile_files import ImageCache, TissueFile, open_file
 from wsiseg.training.tile_slides import OpenSlides
@@ -158,7 +159,8 @@ def _paths(source: SourceConfig, root: Path) -> list[Path]:
         DatasetError: it names no file.
     """
     try:
-        found = sorted(root.glob(source.path))
+        base, pattern = as_written(root, source.path)
+        found = sorted(base.glob(pattern)) or sorted(root.glob(source.path))
     except (ValueError, NotImplementedError) as e:
         raise ConfigError(f"source path {source.path!r}: not a pattern of files ({e})") from e
     files = [p for p in found if p.is_file()]
