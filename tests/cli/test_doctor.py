@@ -130,6 +130,7 @@ def test_a_step_that_breaks_does_not_end_the_rest(
     code, checks = doctor("--no-model", "--out", tmp_path)
     assert code == 1
     assert checks["slides"]["text"] == "no such library"
+    assert "pip install . in a clone" in checks["slides"]["fix"]  # no index has it
     assert f"disk {tmp_path}" in checks
 
 

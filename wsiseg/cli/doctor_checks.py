@@ -43,7 +43,7 @@ LOW_GIB, LEAST_GIB = 20, 1
 SLOW_MB_S = 50
 SAMPLE_MB = 32
 SMALL_GPU_GIB = 4
-REINSTALL = "install wsiseg again into a fresh environment: pip install wsiseg"
+REINSTALL = "install wsiseg again: pip install . in a clone of it, into a fresh environment"
 _TROUBLE = (WsisegError, ImportError, OSError, RuntimeError, ValueError, AttributeError, KeyError)
 
 
