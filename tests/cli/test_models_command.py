@@ -147,6 +147,13 @@ def test_a_card_that_could_not_be_read_back_is_not_written(checkpoint: Path) -> 
     assert checkpoint.read_bytes() == before
 
 
+def test_card_of_no_file_is_a_usage_error(tmp_path: Path) -> None:
+    words = ["card", str(tmp_path / "no.safetensors"), "--out", str(tmp_path / "o.safetensors")]
+    error = CliRunner().invoke(command, words).exception
+    assert isinstance(error, UsageError)
+    assert "there is no such file" in str(error)
+
+
 def test_card_sets_what_no_weight_depends_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
