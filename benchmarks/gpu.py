@@ -356,9 +356,12 @@ LAST = "compiled"
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Numbers here.")
 def main(**words: Any) -> None:
     """Run the stages in turn."""
+    stages = words["stages"].split(",")
+    if wrong := [name for name in stages if name not in STAGES]:
+        raise UsageError(f"--stages {wrong[0]}: not one of {', '.join(STAGES)}")
     bench = Bench(words)
     bench.say(f"model {words['model']} on {machine()['gpu'] or 'cpu'}: set up")
-    for name in words["stages"].split(","):
+    for name in stages:
         stage, needs_s = STAGES[name]
         bench.run(name, stage, needs_s=needs_s)
     click.echo("\n".join(["", "SUMMARY", *bench.lines]))

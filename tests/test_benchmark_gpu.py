@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 from test_benchmarks import module
 
+from wsiseg.errors import UsageError
+
 
 def test_it_runs_small(tmp_path: Path) -> None:
     words = "--device cpu --model small --batch 2 --size 1300 300 --seconds 300"
@@ -24,6 +26,14 @@ def test_it_runs_small(tmp_path: Path) -> None:
     assert set(found["numbers"]["parts_ms"]) == {"vit", "first_stage", "unet", "head"}
     assert found["numbers"]["end_to_end"]["tiles"] > 0
     assert "SUMMARY" in result.output
+
+
+def test_a_stage_that_is_none_is_told_before_the_work() -> None:
+    words = "--device cpu --model small --stages ceilings,kernel"
+    result = CliRunner().invoke(module("gpu").main, words.split())
+    assert isinstance(result.exception, UsageError)
+    assert "--stages kernel: not one of ceilings, kernels" in str(result.exception)
+    assert not result.output
 
 
 def test_a_stage_that_fails_or_has_no_time_is_told(
