@@ -232,3 +232,26 @@ def test_an_image_is_hashed_once_until_it_changes(
         assert file_digest(path) == first
     Image.fromarray(picture() // 2).save(path)
     assert file_digest(path) != first
+
+
+def test_an_ome_tiff_in_strips_states_its_micrometres(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    sizes = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    units = {"PhysicalSizeXUnit": "\N{MICRO SIGN}m", "PhysicalSizeYUnit": "\N{MICRO SIGN}m"}
+    tifffile.imwrite(path, picture(), photometric="rgb", metadata={"axes": "YXS", **sizes, **units})
+    with open_slide(path) as slide:
+        assert (slide.backend, slide.mpp, slide.mpp_source) == ("image", 0.25, "properties")
+
+
+def test_compressions_that_openslide_does_not_read(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.tif", tmp_path / "b.tif"
+    options = {"photometric": "rgb", "tile": (64, 64)}
+    lossless = {"compressionargs": {"reversible": True, "level": 0}}
+    tifffile.imwrite(path, picture(), compression="jpeg2000", **lossless, **options)
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.backend == "tiffslide"
+        grid = slide.grid(0.5)
+        assert np.array_equal(slide.read(grid.box, grid), picture())
+    tifffile.imwrite(other, picture(), compression="webp", **options)
+    with pytest.raises(SlideError, match="compression 50001 is not read; convert it to JPEG"):
+        open_slide(other, mpp=0.5)

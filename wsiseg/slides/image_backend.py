@@ -72,6 +72,14 @@ def _decode(image: Image.Image) -> UInt8:
     return pixels
 
 
+def _utf8(text: str) -> str:
+    """A text that Pillow took for Latin-1, as UTF-8 where it is that: OME-XML is."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
 def _image_properties(image: Image.Image) -> dict[str, str]:
     """Format and, of a TIFF, its resolution tags in OpenSlide's names."""
     properties = {"image.format": str(image.format), "image.mode": image.mode}
@@ -80,7 +88,7 @@ def _image_properties(image: Image.Image) -> dict[str, str]:
         if tag in tags:
             properties[f"tiff.{name}"] = str(float(tags[tag]))
     if 270 in tags:
-        properties["tiff.ImageDescription"] = str(tags[270])
+        properties["tiff.ImageDescription"] = _utf8(str(tags[270]))
     unit = {2: "inch", 3: "centimeter"}.get(tags.get(296, 2 if 282 in tags else 0))
     if unit:
         properties["tiff.ResolutionUnit"] = unit

@@ -18,6 +18,8 @@ from wsiseg.slides.limits import check_levels
 
 _BLOCK_PX = 512
 _BLOCKS_KEPT = 64
+_UNSUPPORTED = "Unsupported TIFF compression"
+"""How OpenSlide begins what it says of a file that is whole, but not for it."""
 
 
 class OpenSlideBackend:
@@ -36,6 +38,8 @@ class OpenSlideBackend:
         except openslide.OpenSlideUnsupportedFormatError as e:
             raise NotThisBackend from e
         except openslide.OpenSlideError as e:
+            if str(e).startswith(_UNSUPPORTED):
+                raise NotThisBackend from e
             raise SlideError(f"{path}: damaged or unreadable slide ({e}); copy it again") from e
         self._path = path
         self.properties = dict(self._slide.properties)
