@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path, PurePath
 
 LONGEST_STEM = 180
 """Bytes of the longest stem of outputs: their temporary names add to it, and 255 are allowed."""
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 
 
 def plain(text: str) -> str:
-    """A text that UTF-8 can hold: names of files may have bytes that are none."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """A text of one line that UTF-8 and XML can hold: names of files may have bytes that are none,
+    line ends and other control characters."""
+    return _CONTROLS.sub(
+        lambda found: found[0].encode("unicode_escape").decode(),
+        text.encode("utf-8", "backslashreplace").decode("utf-8"),
+    )
 
 
 def usable_stem(stem: str) -> str:
-    """A stem that files of outputs can have everywhere: UTF-8, and not too long.
+    """A stem that files of outputs can have everywhere: UTF-8, in one line, and not too long.
 
     What is changed ends in a digest of what it was, so that no two become one.
     """

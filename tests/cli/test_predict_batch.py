@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+import tifffile
 from tiny_run import Run, names, outputs_of, rows, slides
 
 import wsiseg.lease
@@ -243,3 +245,17 @@ def test_names_that_are_no_utf8_or_very_long_make_outputs(run: Run, tmp_path: Pa
     assert all((out / f"{stem}.mask.ome.tif").is_file() for stem in found)
     told = json.loads((out / "run.json").read_text())["runs"][0]["command"]["inputs"]
     assert any("gr\\udcf6sse" in text for text in told)
+
+
+def test_names_with_line_ends_and_control_characters_make_outputs(run: Run, tmp_path: Path) -> None:
+    folder, out = slides(tmp_path / "in", "a"), tmp_path / "out"
+    (folder / "a.png").rename(folder / "a\nb\x01.png")
+    code, _, err = run(folder, "--out", out)
+    assert (code, err) == (0, "")
+    ((stem, row),) = rows(out).items()
+    assert stem.startswith("a_nb_x01-")
+    assert row["path"].endswith("a\\nb\\x01.png")
+    with tifffile.TiffFile(out / f"{stem}.mask.ome.tif") as mask:
+        assert "a\\nb\\x01.png" in ElementTree.tostring(
+            ElementTree.fromstring(mask.ome_metadata or ""), "unicode"
+        )
