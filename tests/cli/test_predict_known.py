@@ -39,3 +39,12 @@ def test_a_canvas_that_was_kept_is_not_missed(run: Run, tmp_path: Path) -> None:
     words = (slides(tmp_path / "slides", "a"), "--out", tmp_path / "out", "--keep-canvas")
     assert run(*words)[0] == 0
     assert "no canvas" not in "".join(run(*words)[1:])
+
+
+def test_an_option_that_is_taken_over_a_table_is_warned_of(run: Run, tmp_path: Path) -> None:
+    folder, table = slides(tmp_path / "slides", "a"), tmp_path / "t.csv"
+    table.write_text(f"path,mpp,tissue\n{next(folder.iterdir())},0.25,none\n")
+    code, _, err = run(table, "--out", tmp_path / "out", "--mpp", "0.5", "--dry-run")
+    assert code == 0
+    assert "--mpp 0.5 is taken for all slides; a table says otherwise of 1 of them, such as" in err
+    assert "--tissue" not in err

@@ -47,3 +47,9 @@ def test_home_is_found_where_the_shell_leaves_it(monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(show, ["~nobody-of-this-name/x"])
     assert result.exit_code == 2
     assert "~nobody-of-this-name/x" in result.output
+
+
+def test_a_path_that_is_empty_is_not_this_folder() -> None:
+    result = CliRunner().invoke(show, [""])
+    assert result.exit_code == 2
+    assert "is empty, as of a variable that is not set" in result.output

@@ -244,3 +244,45 @@ def test_an_interruption_ends_the_run() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         list(run_tasks([Task(Path("a.svs"), "a")], work))
+
+
+def test_links_to_nothing_are_not_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    (tmp_path / "gone.svs").symlink_to(tmp_path / "elsewhere.svs")
+    for text in (str(tmp_path), str(tmp_path / "*.svs")):
+        assert names(collect([text], suffixes=SUFFIXES), tmp_path) == ["a.svs", "gone.svs"]
+
+
+def test_what_is_stated_of_a_slide_holds_wherever_else_it_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "b.svs")
+    table = tmp_path / "t.csv"
+    table.write_text("path,mpp,tissue\na.svs,0.25,\n,,\nb.svs,,none\na.svs,,\n,,\n")
+    tasks = collect([str(tmp_path), str(table)], suffixes=SUFFIXES)
+    assert [(t.path.name, t.mpp, t.tissue) for t in tasks] == [
+        ("a.svs", 0.25, None),
+        ("b.svs", None, "none"),
+    ]
+    table.write_text("path,mpp\na.svs,0.25\na.svs,0.5\n")
+    with pytest.raises(UsageError, match=r"a.svs: stands twice in lists, with mpp 0.25 and 0.5"):
+        collect([str(table)], suffixes=SUFFIXES)
+
+
+def test_outputs_that_a_shell_names_among_slides_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "a.mask.ome.tif")
+    paths = [str(tmp_path / "a.mask.ome.tif"), str(tmp_path / "a.tif")]
+    with pytest.warns(UserWarning, match=r"a.mask.ome.tif: left out, by its name an output"):
+        assert names(collect(paths, suffixes=SUFFIXES), tmp_path) == ["a.tif"]
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(UsageError, match="give the slide"),
+    ):
+        collect(paths[:1], suffixes=SUFFIXES)
+
+
+def test_an_input_that_is_empty_is_not_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.svs")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="an INPUT is empty"):
+        collect([""], suffixes=SUFFIXES)

@@ -120,7 +120,10 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "tta": ({"options": {"tta": True}}, "other settings"),
     "tissue": ({"tissue": MASK}, "other settings"),
     "model": ({"model": other_model()}, "another model"),
-    "slide": ({"slide": other_slide()}, "another slide"),
+    "slide": (
+        {"slide": other_slide()},
+        "another slide, or another resolution, frame or reader of it",
+    ),
     "version": ({"version": "0"}, "another version of wsiseg or of what computes"),
 }
 

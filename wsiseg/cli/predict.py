@@ -15,7 +15,9 @@ from wsiseg.cli.say import PATH
 @click.option(
     "--model", default="glas-small", show_default=True, help="Name in the zoo, or .safetensors."
 )
-@click.option("--mpp", type=float, help="Micrometres per pixel of the slides, over what they say.")
+@click.option(
+    "--mpp", type=float, help="Micrometres per pixel of all slides, over what they or a table say."
+)
 @click.option(
     "--overlap", type=int, help="Overlap of windows in pixels; default a third of a window."
 )

@@ -14,6 +14,7 @@ from wsiseg.cli.predict_engine import check_engine, gather, is_shared
 from wsiseg.cli.predict_known import first_files, stamps
 from wsiseg.cli.predict_settings import IMAGE_SUFFIXES, SCANNER_SUFFIXES, Settings
 from wsiseg.cli.predict_slides import Slides
+from wsiseg.cli.predict_warnings import warn_of_options
 from wsiseg.cli.say import say
 from wsiseg.errors import OutputError, UsageError
 from wsiseg.geometry import Grid, Size
@@ -49,6 +50,7 @@ def predict(settings: Settings) -> int:
     if settings.mpp is not None and not 0.01 <= settings.mpp <= 1000:
         raise UsageError(f"--mpp {settings.mpp}: must be from 0.01 to 1000 um per pixel")
     check_engine(settings)
+    warn_of_options(tasks, settings)
     if settings.dry_run:
         outcomes, whole = list(_told(run_tasks(tasks, set_up(settings).dry))), True
     else:

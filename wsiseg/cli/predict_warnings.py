@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from wsiseg.canvas import Canvas
+from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.say import say
+from wsiseg.inference.cohort import Task
 from wsiseg.models.segmenter import ModelInfo
 from wsiseg.slides.slide import COARSE, Slide
+
+
+def warn_of_options(tasks: Iterable[Task], settings: Settings) -> None:
+    """Say which options are taken although tables say otherwise."""
+    for name, given in (("mpp", settings.mpp), ("tissue", settings.tissue)):
+        stated = {t.path: getattr(t, name) for t in tasks}
+        other = [path for path, value in stated.items() if value not in (None, given)]
+        if given is not None and other:
+            say(
+                f"wsiseg: warning: --{name} {given} is taken for all slides; a table says otherwise"
+                f" of {len(other)} of them, such as {other[0]} ({stated[other[0]]})",
+                err=True,
+            )
 
 
 def warn_of_slide(slide: Slide, path: Path, model: ModelInfo) -> None:

@@ -18,7 +18,9 @@ class UserPath(click.Path):
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path; a `~name` of nobody is a usage error."""
+        """The path; a `~name` of nobody, or nothing, is a usage error."""
+        if not os.fspath(value):
+            self.fail("is empty, as of a variable that is not set; give a path", param, ctx)
         try:
             path = Path(os.fspath(value)).expanduser()
         except RuntimeError as e:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from wsiseg.errors import LeaseLostError, UsageError, WsisegError
 from wsiseg.inference.lists import table, text_list
@@ -81,20 +82,22 @@ def collect(inputs: Sequence[str], *, suffixes: Collection[str]) -> list[Task]:
     An input is one of
     - a slide;
     - a folder, whose files with a known suffix are taken, and those of DICOM: not those in folders
-      below it, no hidden ones, no outputs of earlier runs and no pictures named like a slide;
+      below it, no hidden ones and no pictures named like a slide;
     - a pattern with `*`, `?` or `[`;
     - a .txt list with a path a line; `#` at the start, or after a space where that is in no name
       of a file, begins a comment;
     - a .csv table with the column path and, if wanted, mpp and tissue.
-    Relative paths in a list or table are relative to its folder. A slide that stands in one but is
-    missing from the disk is kept, so that it fails by itself.
+    Outputs of earlier runs are left out, except where a list or table names them. Relative paths in
+    a list or table are relative to its folder. A slide that stands in one, or that a link names,
+    but is missing from the disk is kept, so that it fails by itself.
 
     Args:
         inputs: as given on the command line.
         suffixes: of slides, lower case, with the dot.
 
     Raises:
-        UsageError: an input that is missing or names no slide, a list or table that is malformed.
+        UsageError: an input that is missing or names no slide, a list or table that is malformed, a
+            slide of which different things are stated.
     """
     tasks: dict[Path, Task] = {}
     for text in inputs:
@@ -105,8 +108,25 @@ def collect(inputs: Sequence[str], *, suffixes: Collection[str]) -> list[Task]:
         except RuntimeError as e:  # ~name of nobody
             raise UsageError(f"{text}: {e}") from e
         for task in found:
-            tasks.setdefault(Path(os.path.realpath(task.path)), task)
+            place = Path(os.path.realpath(task.path))
+            tasks[place] = _joined(tasks.get(place, task), task)
+    if not tasks:
+        raise UsageError(f"{inputs[0]}: no slide but an output of an earlier run; give the slide")
     return _with_stems(list(tasks.values()))
+
+
+def _joined(first: Task, again: Task) -> Task:
+    """A task with what is stated of its slide in another place, too."""
+    stated: dict[str, Any] = {}
+    for name in ("mpp", "tissue"):
+        values = [v for v in (getattr(first, name), getattr(again, name)) if v is not None]
+        if len(values) > 1 and values[0] != values[1]:
+            raise UsageError(
+                f"{again.path}: stands twice in lists, with {name} {values[0]} and {values[1]};"
+                " leave one of them"
+            )
+        stated[name] = values[0] if values else None
+    return replace(first, **stated)
 
 
 def run_tasks(
@@ -141,6 +161,8 @@ def _reason(task: Task, error: BaseException) -> str:
 
 
 def _expand(text: str, suffixes: Collection[str]) -> list[Task]:
+    if not text:
+        raise UsageError("an INPUT is empty, as of a variable that is not set; give a slide")
     path = Path(text).expanduser()
     if path.is_dir():
         return _folder(path, suffixes)
@@ -148,12 +170,15 @@ def _expand(text: str, suffixes: Collection[str]) -> list[Task]:
         named = text_list(path) if path.suffix.lower() == ".txt" else table(path)
         return [Task(e.path, mpp=e.mpp, tissue=e.tissue) for e in named]
     if path.exists():
-        return [Task(path)]
+        if not path.name.lower().endswith(OWN_OUTPUTS):
+            return [Task(path)]
+        warnings.warn(f"{path}: left out, by its name an output of an earlier run", stacklevel=2)
+        return []
     if not glob.has_magic(text):
         raise UsageError(f"{text}: no such file or folder")
     names = glob.glob(_pattern(path), recursive=True)  # noqa: PTH207 (Path.glob: relative ones only)
     found = sorted(Path(p) for p in names)
-    files = [p for p in found if p.is_file() and _is_slide(p, suffixes)]
+    files = [p for p in found if _is_file(p) and _is_slide(p, suffixes)]
     if not files:
         raise UsageError(f"{text}: no slide matches")
     return [Task(p) for p in files]
@@ -167,6 +192,11 @@ def _pattern(path: Path) -> str:
     return str(path)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file, or a link to nothing: a slide that is missing fails by itself."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
 def _is_slide(path: Path, suffixes: Collection[str]) -> bool:
     name = path.name.lower()
     own = name.endswith(OWN_OUTPUTS)
@@ -175,7 +205,7 @@ def _is_slide(path: Path, suffixes: Collection[str]) -> bool:
 
 def _folder(path: Path, suffixes: Collection[str]) -> list[Task]:
     try:
-        there = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+        there = [p for p in path.iterdir() if _is_file(p) and not p.name.startswith(".")]
     except OSError as e:
         raise UsageError(f"{path}: cannot list the folder ({e.strerror})") from e
     dicom = ".dcm" in suffixes

@@ -86,6 +86,8 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> list[Entry]:
     tasks = []
     for row in reader:
         cells = {k: (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}
+        if len(cells) == len(row) and not any(cells.values()):
+            continue  # spreadsheets write empty rows as commas
         if len(cells) != len(row) or not cells["path"]:
             raise UsageError(f"{path}, line {reader.line_num}: not one cell a column")
         tissue = cells.get("tissue") or None

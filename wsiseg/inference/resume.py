@@ -32,7 +32,7 @@ SPEED_ONLY = ("batch_size", "workers", "memory_gib")
 VERSIONS = ("wsiseg", "torch", "numpy", "openvino")
 WORDS = {
     "versions": "another version of wsiseg or of what computes",
-    "slide": "another slide",
+    "slide": "another slide, or another resolution, frame or reader of it",
     "model": "another model",
     "settings": "other settings",
 }
