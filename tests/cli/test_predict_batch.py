@@ -259,3 +259,20 @@ def test_names_with_line_ends_and_control_characters_make_outputs(run: Run, tmp_
         assert "a\\nb\\x01.png" in ElementTree.tostring(
             ElementTree.fromstring(mask.ome_metadata or ""), "unicode"
         )
+
+
+def test_a_slide_keeps_its_name_whichever_slides_come_with_it(run: Run, tmp_path: Path) -> None:
+    one, two, out = slides(tmp_path / "one", "a"), slides(tmp_path / "two", "a"), tmp_path / "out"
+    assert run(one, "--out", out)[0] == 0
+    assert names(out) == outputs_of("a")
+    code, text, _ = run(one, two, "--out", out)
+    assert code == 0
+    assert "a: outputs are complete, skipped" in text
+    stems = list(rows(out))
+    assert (len(stems), stems[0]) == (2, "a")
+    assert names(out) == outputs_of(*stems)
+    code, text, _ = run(two, "--out", out)
+    assert code == 0
+    assert f"{stems[1]}: outputs are complete, skipped" in text
+    assert list(rows(out)) == stems
+    assert names(out) == outputs_of(*stems)

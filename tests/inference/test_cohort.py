@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wsiseg.errors import LeaseLostError, SlideError, UsageError
-from wsiseg.inference.cohort import Outcome, Task, collect, run_tasks
+from wsiseg.inference.cohort import Outcome, Task, collect, keep_stems, run_tasks
 from wsiseg.names import LONGEST_STEM
 
 SUFFIXES = frozenset({".svs", ".tif", ".png"})
@@ -286,3 +286,14 @@ def test_an_input_that_is_empty_is_not_this_folder(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="an INPUT is empty"):
         collect([""], suffixes=SUFFIXES)
+
+
+def test_only_names_that_a_slide_could_have_are_kept(tmp_path: Path) -> None:
+    touch(tmp_path, "one/a.svs", "two/a.svs")
+    both = collect([str(tmp_path / "one"), str(tmp_path / "two")], suffixes=SUFFIXES)
+    (alone,) = collect([str(tmp_path / "one")], suffixes=SUFFIXES)
+    path, other = (os.path.realpath(task.path) for task in both)
+    assert [t.stem for t in keep_stems([alone], {path: both[0].stem})] == [both[0].stem]
+    assert [t.stem for t in keep_stems(both, {path: "a"})] == ["a", both[1].stem]
+    assert keep_stems(both, {path: "../a", other: "b"}) == both
+    assert keep_stems(both, {path: "a", other: "a"}) == both

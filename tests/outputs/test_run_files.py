@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from wsiseg.errors import OutputError
-from wsiseg.outputs.run_files import Row, RunFiles, check_folder
+from wsiseg.outputs.run_files import Row, RunFiles, check_folder, earlier_stems
 from wsiseg.outputs.run_folder import read_run
 
 
@@ -134,3 +134,22 @@ def test_a_report_reads_it(tmp_path: Path) -> None:
     assert (found["a"].status, found["a"].error, found["a"].seconds) == ("failed", "torn", 2.0)
     assert (found["a"].slide, found["b"].status) == ("a.svs", "running elsewhere")
     assert (found["c"].status, found["c"].error) == ("damaged", "missing: c.json")
+
+
+def test_the_name_of_each_slide_is_known_again(tmp_path: Path) -> None:
+    assert earlier_stems(tmp_path) == {}
+    run = files(tmp_path)
+    for place, stem, status in (
+        ("a", "a", "failed"),
+        ("one/b", "b", "failed"),
+        ("two/b", "B", "ok"),
+        ("one/c", "c", "failed"),
+        ("two/c", "c", "failed"),
+        ("one/d", "d", "ok"),
+        ("two/d", "d", "no tissue"),
+    ):
+        run.add(Row(tmp_path / place, stem, status))
+    known = {
+        Path(p).relative_to(tmp_path).as_posix(): s for p, s in earlier_stems(tmp_path).items()
+    }
+    assert known == {"a": "a", "two/b": "B"}

@@ -18,7 +18,15 @@ from wsiseg.cli.predict_warnings import warn_of_options
 from wsiseg.cli.say import say
 from wsiseg.errors import OutputError, UsageError
 from wsiseg.geometry import Grid, Size
-from wsiseg.inference.cohort import ELSEWHERE, FAILED, Outcome, Task, collect, run_tasks
+from wsiseg.inference.cohort import (
+    ELSEWHERE,
+    FAILED,
+    Outcome,
+    Task,
+    collect,
+    keep_stems,
+    run_tasks,
+)
 from wsiseg.inference.engine import resolve_precision
 from wsiseg.inference.job import prepare
 from wsiseg.inference.memory import memory_said
@@ -27,7 +35,7 @@ from wsiseg.inference.runtime import to_openvino
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.devices import pick_device
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.outputs.run_files import Row, RunFiles, check_folder
+from wsiseg.outputs.run_files import Row, RunFiles, check_folder, earlier_stems
 
 Do = Callable[[list[Task], bool], Iterator[Outcome | None]]
 """Does slides; patiently or not, see `Slides.work`."""
@@ -51,11 +59,13 @@ def predict(settings: Settings) -> int:
         raise UsageError(f"--mpp {settings.mpp}: must be from 0.01 to 1000 um per pixel")
     check_engine(settings)
     warn_of_options(tasks, settings)
+    if not settings.dry_run:
+        _check_folder(settings.out)
+        check_folder(settings.out)
+    tasks = keep_stems(tasks, earlier_stems(settings.out))
     if settings.dry_run:
         outcomes, whole = list(_told(run_tasks(tasks, set_up(settings).dry))), True
     else:
-        _check_folder(settings.out)
-        check_folder(settings.out)
         lease.sweep(settings.out)
         way = _shared if is_shared(settings) else _alone
         outcomes, whole = way(tasks, settings)

@@ -21,7 +21,7 @@ from typing import Any
 
 from wsiseg.errors import LeaseLostError, UsageError, WsisegError
 from wsiseg.inference.lists import table, text_list
-from wsiseg.names import is_dicom, usable_stem
+from wsiseg.names import is_dicom, plain, usable_stem
 
 LISTS = (".txt", ".csv")
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -249,13 +249,33 @@ def _with_stems(tasks: list[Task]) -> list[Task]:
 
 
 def _unique_stem(path: Path, counts: Counter[str]) -> str:
+    stem, other = _own_stems(path)
+    return stem if counts[stem.casefold()] == 1 else other
+
+
+def keep_stems(tasks: list[Task], earlier: Mapping[str, str]) -> list[Task]:
+    """Tasks whose outputs are called as they were in earlier runs, whichever slides came with them.
+
+    Args:
+        tasks: as `collect` gives them.
+        earlier: stem by path of the slide, as plain text; only a stem that `collect` could give to
+            the slide counts.
+    """
+    kept = []
+    for task in tasks:
+        stem = earlier.get(plain(os.path.realpath(task.path)))
+        kept.append(replace(task, stem=stem) if stem in _own_stems(task.path) else task)
+    alone = len({task.stem.casefold() for task in kept}) == len(kept)
+    return kept if alone else tasks
+
+
+def _own_stems(path: Path) -> tuple[str, str]:
+    """The stem of a slide where it is alone with it, and where it is not."""
     stem = usable_stem(_stem(path))
-    if counts[stem.casefold()] == 1:
-        return stem
     digest = hashlib.sha256(
         Path(os.path.realpath(path)).as_posix().encode(errors="surrogateescape")
     ).hexdigest()
-    return f"{stem}-{digest[:8]}"
+    return stem, f"{stem}-{digest[:8]}"
 
 
 def _name(path: Path) -> str:

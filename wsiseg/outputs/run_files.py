@@ -32,6 +32,8 @@ RUNS_KEPT = 1000
 """How many runs `run.json` tells of: the last ones."""
 FIRST, LAST = ("path", "stem", "status", "seconds"), ("error",)
 AREA = "mm2_"
+DONE = ("ok", "no tissue")
+"""What is the status of slides whose outputs are there."""
 Cells = dict[str, str]
 
 
@@ -162,6 +164,24 @@ def read_rows(folder: Path) -> dict[str, Cells]:
         }
     except csv.Error as e:
         raise _foreign(path) from e
+
+
+def earlier_stems(folder: Path) -> dict[str, str]:
+    """The stem that each slide of the table has, by its path; where several have one, that slide
+    whose outputs are there, if it is one.
+
+    Raises:
+        OutputError: the table cannot be read, or is not of wsiseg.
+    """
+    slides: dict[str, list[Cells]] = {}
+    for row in read_rows(folder).values():
+        slides.setdefault(row["stem"].casefold(), []).append(row)
+    found = {}
+    for rows in slides.values():
+        done = [row for row in rows if row["status"] in DONE] or rows
+        if len(done) == 1:
+            found[done[0]["path"]] = done[0]["stem"]
+    return found
 
 
 def check_folder(folder: Path) -> None:
