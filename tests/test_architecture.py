@@ -21,6 +21,7 @@ FOUNDATION = {
     "errors",
     "geometry",
     "lease",
+    "lettering",
     "names",
     "objects",
     "joining",

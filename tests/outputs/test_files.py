@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from output_canvases import MakeCanvas, blobs
+from output_canvases import RECORD, MakeCanvas, blobs
 from PIL import Image
 
 from wsiseg.errors import LeaseLostError, OutputError, UsageError
@@ -183,6 +183,13 @@ def test_overview_of_any_shape(
     with Image.open(tmp_path / "s.overview.png") as picture:
         assert picture.mode == "RGB"
         assert max(picture.size) < 1800
+
+
+def test_overview_of_a_slide_of_any_name(make_canvas: MakeCanvas, tmp_path: Path) -> None:
+    named = {**RECORD["slide"], "path": "line\nbreak Größe 日本.svs"}
+    canvas = make_canvas(np.full((20, 30), 2, np.uint8), slide=named)
+    write_outputs(canvas, tmp_path / "out", "s", OutputOptions(kinds=("overview",)))
+    assert (tmp_path / "out" / "s.overview.png").is_file()
 
 
 def test_lengths_and_areas_as_text() -> None:

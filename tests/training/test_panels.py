@@ -87,13 +87,13 @@ def test_names_have_room_in_pictures_of_any_width(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, str] = {}
-    shortened = panels._shortened
+    shortened = panels.shortened
 
     def noted(draw: ImageDraw.ImageDraw, text: str, size: int, room: float) -> str:
         drawn[text] = shortened(draw, text, size, room)
         return drawn[text]
 
-    monkeypatch.setattr(panels, "_shortened", noted)
+    monkeypatch.setattr(panels, "shortened", noted)
     truth = np.arange(width, dtype=np.uint8)[None].repeat(300, 0) % 3
     draw_panel(np.full((300, width, 3), 200, np.uint8), truth, np.roll(truth, 1, axis=1), THREE)
     for name in (*THREE.names, "One class for another", "Falsely marked"):
@@ -122,6 +122,17 @@ def test_file_names_hold_any_name_and_stay_different() -> None:
     assert len(set(files)) == len(names)
     assert [unquote(f.removesuffix(".png")) for f in files] == names
     assert not any(c in f for f in files for c in '/<>:"|?*\\')
+
+
+@pytest.mark.parametrize(
+    "name", ["Пациент_" * 30, "日本" * 40, "a/b" * 90, "line\nbreak", "bad\udcff"]
+)
+def test_images_of_any_name_are_drawn(name: str, tmp_path: Path) -> None:
+    image, labels = np.zeros((8, 9, 3), np.uint8), np.zeros((8, 9), np.uint8)
+    file = panels.panel_file(name)
+    assert file != panels.panel_file(f"{name}x")
+    write_panel(tmp_path / file, image, labels, labels, THREE)
+    assert [p.name for p in tmp_path.iterdir()] == [file]
 
 
 def test_real_image(shared_data: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
 from wsiseg.geometry import Box, Size
+from wsiseg.lettering import font, shortened
 from wsiseg.outputs.sidecar import ClassArea, class_areas
 
 UInt8 = npt.NDArray[np.uint8]
@@ -136,25 +137,10 @@ def _overlay(canvas: Canvas, slide: UInt8) -> UInt8:
     return mixed
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
-def _shortened(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
-    """The text, with its middle left out where it is too long."""
-    if draw.textlength(text, font=_font(size)) <= width:
-        return text
-    for keep in range(len(text) // 2, 1, -1):
-        short = f"{text[:keep]}...{text[-keep:]}"
-        if draw.textlength(short, font=_font(size)) <= width:
-            return short
-    return text[:3]
-
-
 def _header(draw: ImageDraw.ImageDraw, canvas: Canvas, width: int) -> None:
     record = canvas.record
     name = str(record.get("slide", {}).get("path", canvas.path.stem))
-    draw.text((MARGIN, 16), _shortened(draw, name, 24, width), fill=INK, font=_font(24))
+    draw.text((MARGIN, 16), shortened(draw, name, 24, width), fill=INK, font=font(24))
     grid = canvas.grid
     width_mm, height_mm = (
         n * m / 1000 for n, m in zip(grid.size, (grid.mpp_x, grid.mpp_y), strict=True)
@@ -162,7 +148,7 @@ def _header(draw: ImageDraw.ImageDraw, canvas: Canvas, width: int) -> None:
     extent = f"{width_mm:.2f} x {height_mm:.2f} mm"
     model = str(record.get("model", {}).get("name", "unknown"))
     line = f"model {model}   |   {grid.mpp:g} um per pixel   |   {extent}"
-    draw.text((MARGIN, 47), _shortened(draw, line, 15, width), fill=GREY, font=_font(15))
+    draw.text((MARGIN, 47), shortened(draw, line, 15, width), fill=GREY, font=font(15))
 
 
 def round_length_um(largest_um: float) -> float:
@@ -184,23 +170,22 @@ def area_text(mm2: float) -> str:
 def _scale_bar(picture: Image.Image, frame: Box, um_per_px: float) -> None:
     """A bar of a round length of at most a quarter of the frame, at its bottom left."""
     um = round_length_um(max(frame.width, 8) * um_per_px / 4)
-    bar, text, font = max(1, round(um / um_per_px)), length_text(um), _font(16)
+    bar, text = max(1, round(um / um_per_px)), length_text(um)
     draw = ImageDraw.Draw(picture, "RGBA")
-    width = max(bar, int(draw.textlength(text, font=font))) + 20
+    width = max(bar, int(draw.textlength(text, font=font(16)))) + 20
     x, y = frame.x + 10, frame.bottom - 54
     draw.rounded_rectangle((x, y, x + width, y + 44), 6, fill=(255, 255, 255, 215))
     middle = x + width / 2
-    draw.text((middle, y + 15), text, fill=INK, font=font, anchor="mm")
+    draw.text((middle, y + 15), text, fill=INK, font=font(16), anchor="mm")
     draw.rectangle((middle - bar / 2, y + 30, middle + bar / 2, y + 34), fill=INK)
 
 
 def _banner(draw: ImageDraw.ImageDraw, frame: Box, text: str) -> None:
-    font = _font(28)
     x, y = frame.x + frame.width / 2, frame.y + frame.height / 2
-    half = draw.textlength(text, font=font) / 2 + 20
+    half = draw.textlength(text, font=font(28)) / 2 + 20
     box = (x - half, y - 28, x + half, y + 28)
     draw.rounded_rectangle(box, 8, fill=PAPER, outline=INK, width=2)
-    draw.text((x, y), text, fill=INK, font=font, anchor="mm")
+    draw.text((x, y), text, fill=INK, font=font(28), anchor="mm")
 
 
 def _legend_columns(areas: Sequence[ClassArea], width: int) -> int:
@@ -217,13 +202,12 @@ def _legend(
     """Colour, name, area and share of each class, in columns."""
     columns = _legend_columns(areas, box.width)
     rows = _legend_rows(areas, box.width)
-    font = _font(17)
     for i, (item, area) in enumerate(zip(canvas.classes, areas, strict=True)):
         x = box.x + (i // rows) * (box.width // columns)
         y = box.y + (i % rows) * ROW + ROW // 2
         draw.rounded_rectangle((x, y - 9, x + 26, y + 9), 4, fill=item.colour, outline=GREY)
-        name = _shortened(draw, item.name, 17, 210)
-        draw.text((x + 36, y), name, fill=INK, font=font, anchor="lm")
-        draw.text((x + 352, y), area_text(area.mm2), fill=INK, font=font, anchor="rm")
-        draw.text((x + 353, y - 5), "2", fill=INK, font=_font(11), anchor="lm")
-        draw.text((x + 435, y), f"{area.percent:.1f} %", fill=GREY, font=font, anchor="rm")
+        name = shortened(draw, item.name, 17, 216)
+        draw.text((x + 36, y), name, fill=INK, font=font(17), anchor="lm")
+        draw.text((x + 352, y), area_text(area.mm2), fill=INK, font=font(17), anchor="rm")
+        draw.text((x + 353, y - 5), "2", fill=INK, font=font(11), anchor="lm")
+        draw.text((x + 435, y), f"{area.percent:.1f} %", fill=GREY, font=font(17), anchor="rm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +10,14 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from wsiseg.atomic import staged
 from wsiseg.classes import IGNORE, Classes, Colour
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Size
+from wsiseg.lettering import font, shortened
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -28,6 +30,8 @@ SMALLEST_PX = 440
 """Long side to which small images are enlarged."""
 LARGEST_HEIGHT_PX = 1000
 """Height of the largest panel."""
+LONGEST_BYTES = 200
+"""Length of a panel's file name without its ending; file systems take 255."""
 
 MARGIN, GAP, HEADER, CAPTION, ROW = 24, 16, 76, 28, 30
 INK, GREY, RULE, PAPER = (28, 32, 38), (104, 112, 122), (206, 210, 216), (255, 255, 255)
@@ -47,8 +51,18 @@ class Key(NamedTuple):
 
 
 def panel_file(name: str) -> str:
-    """The file name of an image's panel: different for different names, whatever they hold."""
-    return quote(name, safe=" (),+=@") + ".png"
+    """The file name of an image's panel: different for different names, whatever they hold.
+
+    Letters of all scripts stay as they are; names that no file could have are cut, with a checksum.
+    """
+    stem = "".join(
+        c if c.isalnum() else quote(c, safe=" (),+=@", errors="surrogateescape") for c in name
+    )
+    if len(stem.encode()) > LONGEST_BYTES:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        start = stem.encode()[: LONGEST_BYTES - 15].decode(errors="ignore")
+        stem = f"{start}...{digest}"
+    return f"{stem}.png"
 
 
 def write_panel(
@@ -132,11 +146,11 @@ def _composed(
     picture = Image.new("RGB", (inner + 2 * MARGIN, top + legend.height + MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
     for text, y, px, ink in ((heading[0], 16, 24, INK), (heading[1], 47, 15, GREY)):
-        draw.text((MARGIN, y), _shortened(draw, text, px, inner), fill=ink, font=_font(px))
+        draw.text((MARGIN, y), shortened(draw, text, px, inner), fill=ink, font=font(px))
     for i, (caption, pixels) in enumerate(parts):
         x = MARGIN + (i % columns) * (width + GAP)
         y = HEADER + (i // columns) * (height + CAPTION + GAP)
-        draw.text((x, y + 6), _shortened(draw, caption, 16, width), fill=INK, font=_font(16))
+        draw.text((x, y + 6), shortened(draw, caption, 16, width), fill=INK, font=font(16))
         picture.paste(Image.fromarray(pixels), (x, y + CAPTION))
         draw.rectangle((x - 1, y + CAPTION - 1, x + width, y + CAPTION + height), outline=RULE)
     picture.paste(legend, (MARGIN, top))
@@ -273,23 +287,9 @@ def _legend(groups: list[list[Key]], width: int) -> Image.Image:
         for i, key in enumerate(keys):
             x, y = g * column, i * ROW + ROW // 2
             draw.rounded_rectangle((x, y - 9, x + 26, y + 9), 4, fill=key.colour, outline=GREY)
-            number = draw.textlength(key.number, font=_font(15))
-            name = _shortened(draw, key.text, 17, column - number - 76)
-            draw.text((x + 36, y), name, fill=INK, font=_font(17), anchor="lm")
+            number = draw.textlength(key.number, font=font(15))
+            name = shortened(draw, key.text, 17, column - number - 76)
+            draw.text((x + 36, y), name, fill=INK, font=font(17), anchor="lm")
             right = min(column - 24, 36 + 240 + math.ceil(number))
-            draw.text((x + right, y), key.number, fill=GREY, font=_font(15), anchor="rm")
+            draw.text((x + right, y), key.number, fill=GREY, font=font(15), anchor="rm")
     return legend
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
-def _shortened(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
-    """The text, with its middle left out where it is too long."""
-    for keep in range(len(text), 1, -1):
-        half = keep // 2
-        short = text if keep == len(text) else f"{text[:half]}...{text[-half:]}"
-        if draw.textlength(short, font=_font(size)) <= width:
-            return short
-    return text[:2]

@@ -256,7 +256,10 @@ def _draw(
 
 def _write_table(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    with staged(path) as (temporary,), temporary.open("w", newline="") as file:
+    with (
+        staged(path) as (temporary,),
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["name", *columns])
         for name, row in rows.items():
