@@ -59,6 +59,19 @@ def test_calibration_stands_in_the_files_where_it_was_measured(tmp_path: Path) -
         assert ("Reliability diagram" in report) == (calibration is not None)
 
 
+def test_images_of_any_name_stand_in_the_tables(tmp_path: Path) -> None:
+    pixel = pixel_metrics(np.array([[1, 0], [1, 0]]), CLASSES)
+    row = {"accuracy": 1.0, "dice": 1.0, "miou": 1.0, "f1": 1.0}
+    result = Evaluation(pixel, {"日本": row, "bad\udcff": row})
+    about = {"dataset": {"name": "folder"}, "split": "test", "fold": None}
+    write_results(tmp_path, result, stain_model(), dataset=NoImages(), about=about, panels=0)
+    assert (tmp_path / "metrics.json").is_file()
+    for name in ("report.html", "per_image.csv"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "日本" in text
+        assert "bad\\udcff" in text
+
+
 class Named(NoImages):
     """Images that have names and groups only."""
 

@@ -95,7 +95,7 @@ def write_report(
         f"diagnosis.</footer>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
     with staged(Path(path)) as (temporary,):
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _header(report: Mapping[str, Any]) -> str:
