@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -117,3 +118,26 @@ def test_bad_requests_are_one_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = CliRunner().invoke(cli, ["report", str(tmp_path / "empty")])
     assert isinstance(result.exception, UsageError)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "other", "picture"])
+def test_what_cannot_be_read_is_called_damaged(damage: str, run: Path) -> None:
+    mask = run / "a.mask.ome.tif"
+    sidecar = run / "a.json"
+    if damage == "empty":
+        mask.write_bytes(b"")
+    elif damage == "cut":
+        mask.write_bytes(mask.read_bytes()[:-400])
+    elif damage == "picture":
+        (run / "a.overview.png").write_bytes(b"no picture")
+    else:
+        record = json.loads(sidecar.read_text())
+        record["mask"]["size"][0] += 1
+        sidecar.write_text(json.dumps(record))
+    result = CliRunner().invoke(cli, ["report", str(run)])
+    assert "4 slides, 3 without a usable result" in result.output
+    head, *rows, _ = Page((run / "report.html").read_text(encoding="utf-8")).rows
+    (own,) = (r for r in rows if r[head.index("Slide")] == "a.tif")
+    assert own[head.index("Status")].startswith("damaged")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "but with the areas that are known of 1 of them" in text

@@ -229,6 +229,18 @@ def test_a_damaged_mask_is_said(made_run: Run, tmp_path: Path) -> None:
     assert "The mask cannot be shown" in shown["problems"][0]
 
 
+def test_the_mask_of_another_analysis_is_not_shown(made_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(made_run.out, out)
+    record = json.loads((out / "a.json").read_text())
+    record["mask"]["size"][1] -= 1
+    (out / "a.json").write_text(json.dumps(record))
+    with closing(Site(out, (made_run.slides,))) as site:
+        shown = json.loads(site.answer("slides/0/info.json").body)
+    assert shown["mask_levels"] == []
+    assert "the mask is not that of its record" in shown["problems"][0]
+
+
 class Fake:
     """Counts what is open."""
 

@@ -30,7 +30,6 @@ def command(folder: Path, html: Path | None) -> None:
         def show(done: int) -> None:
             bar.update(done - bar.n)
 
-        write_report(path, folder, results, progress=show)
-    bad = sum(r.status not in ("ok", "no tissue") for r in results)
+        bad = write_report(path, folder, results, progress=show)
     note = f", {bad} without a usable result" if bad else ""
     click.echo(f"{path}: {len(results)} slide{'s' * (len(results) > 1)}{note}")

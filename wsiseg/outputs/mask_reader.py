@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 from itertools import pairwise
@@ -14,6 +15,8 @@ import tifffile
 
 from wsiseg.errors import OutputError
 from wsiseg.geometry import Size
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 UInt8 = npt.NDArray[np.uint8]
 TILE_PX = 512
@@ -77,6 +80,24 @@ class MaskReader:
     def close(self) -> None:
         """Release the file."""
         self._file.close()
+
+    def check_length(self) -> None:
+        """See that the file holds all its tiles, whatever is in them.
+
+        Raises:
+            OutputError: it is cut off.
+        """
+        try:
+            size = self.path.stat().st_size
+            ends = [
+                start + count
+                for page in self._pages
+                for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+            ]
+        except _DAMAGE as e:
+            raise self._unreadable(e) from e
+        if max(ends) > size:
+            raise OutputError(f"{self.path}: the mask is cut off; make it again")
 
     def tile(self, level: int, column: int, row: int) -> UInt8:
         """(h, w) uint8 labels of a tile, 512 px or what the level has left.

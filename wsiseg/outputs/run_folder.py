@@ -33,6 +33,7 @@ class SlideResult:
         size: (width, height) of the slide's frame in level-0 pixels.
         mpp: micrometres per level-0 pixel.
         mask_mpp: (x, y) micrometres per pixel of the mask.
+        mask_size: (width, height) of the mask.
         frame: "qupath" or "openslide", see `open_slide`.
         backend: library that read the slide.
         classes: of the labels.
@@ -54,6 +55,7 @@ class SlideResult:
     size: tuple[int, int] | None = None
     mpp: float | None = None
     mask_mpp: tuple[float, float] | None = None
+    mask_size: tuple[int, int] | None = None
     frame: str = "qupath"
     backend: str = ""
     classes: Classes | None = None
@@ -134,6 +136,7 @@ def _result(folder: Path, stem: str, data: dict[str, Any]) -> SlideResult:
         size=_size(slide.get("size")),
         mpp=_number(slide.get("mpp")),
         mask_mpp=_pair(mask.get("mpp")),
+        mask_size=_size(mask.get("size")),
         frame="openslide" if slide.get("frame") == "openslide" else "qupath",
         backend=_text(slide.get("backend")),
         classes=classes,

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -18,6 +18,7 @@ from wsiseg import __version__
 from wsiseg.atomic import staged
 from wsiseg.errors import UsageError
 from wsiseg.outputs.run_folder import SlideResult
+from wsiseg.viewer.damage import checked
 from wsiseg.viewer.report_table import Table, shown
 from wsiseg.viewer.thumbnails import thumbnail
 
@@ -46,16 +47,20 @@ def write_report(
     results: Sequence[SlideResult],
     *,
     progress: Callable[[int], None] | None = None,
-) -> None:
+) -> int:
     """Write the report of a run as one HTML file that needs no other and no network.
 
-    Names lead to the overviews in the run's folder, which open where that is at hand.
+    Names lead to the overviews in the run's folder, which open where that is at hand. Masks and
+    overviews that cannot be read make their slide a damaged one.
 
     Args:
         path: the file; it appears when it is complete.
         folder: of the run.
         results: its slides.
         progress: called with the number of slides done.
+
+    Returns:
+        The number of slides without a usable result.
 
     Raises:
         UsageError: the path is one of the outputs of the run.
@@ -66,10 +71,15 @@ def write_report(
         raise UsageError(f"{path}: a web page is written; give it a name that ends in .html")
     longest = _FEW_PX if len(results) <= FEW else _MANY_PX
     pictures: list[str | None] = []
-    for done, result in enumerate(results, start=1):
+    looked_at: list[SlideResult] = []
+    for done, result in enumerate(map(checked, results), start=1):
         overview = result.files.get("overview")
         data = None if overview is None else thumbnail(overview, longest)
         pictures.append(None if data is None else _data_url(data))
+        if overview is not None and data is None and not result.error:
+            problem = f"{overview.name}: the picture cannot be read"
+            result = replace(result, status="damaged", error=problem)
+        looked_at.append(result)
         if progress is not None:
             progress(done)
 
@@ -77,9 +87,10 @@ def write_report(
         overview = results[number].files.get("overview")
         return None if overview is None else _relative(overview, path.parent)
 
-    text = render_report(folder, results, Links(page, pictures.__getitem__))
+    text = render_report(folder, looked_at, Links(page, pictures.__getitem__))
     with staged(path) as (temporary,):
         temporary.write_text(text, encoding="utf-8")
+    return len(_unusable(looked_at))
 
 
 def render_report(folder: Path, results: Sequence[SlideResult], links: Links) -> str:
@@ -169,10 +180,14 @@ def _swatch(colour: str) -> str:
 def _notices(results: Sequence[SlideResult]) -> str:
     """What must be known before the numbers are used, a paragraph each."""
     lines = []
-    bad = sum(r.status not in ("ok", "no tissue") for r in results)
+    bad = _unusable(results)
     if bad:
-        verb = "slides have" if bad > 1 else "slide has"
-        lines.append(f"{bad} {verb} no usable result; the totals are without what is missing.")
+        verb = "slides have" if len(bad) > 1 else "slide has"
+        known = sum(r.analysed_mm2 is not None for r in bad)
+        but = f", but with the areas that are known of {known} of them" if known else ""
+        lines.append(
+            f"{len(bad)} {verb} no usable result; the totals are without what is missing{but}."
+        )
     empty = sum(r.status == "no tissue" for r in results)
     if empty:
         lines.append(
@@ -182,6 +197,10 @@ def _notices(results: Sequence[SlideResult]) -> str:
     if len(digests) > 1:
         lines.append("The slides were not all analysed with the same model file; see their rows.")
     return "".join(f'<p class="note">{shown(line)}</p>' for line in lines)
+
+
+def _unusable(results: Sequence[SlideResult]) -> list[SlideResult]:
+    return [r for r in results if r.status not in ("ok", "no tissue")]
 
 
 def _data_url(jpeg: bytes) -> str:

@@ -18,6 +18,7 @@ from wsiseg.geometry import Box, Grid, Size
 from wsiseg.outputs.mask_reader import TILE_PX, MaskReader
 from wsiseg.outputs.run_folder import SlideResult
 from wsiseg.slides import Slide
+from wsiseg.viewer.damage import open_mask
 from wsiseg.viewer.locate import find_slide
 
 JPEG_QUALITY = 90
@@ -42,7 +43,7 @@ class SlideView:
         except SlideError as e:
             self.problems.append(f"The slide cannot be shown: {e}")
         try:
-            self.mask = self._open_mask()
+            self.mask = open_mask(result)
         except OutputError as e:
             self.problems.append(f"The mask cannot be shown: {e}")
         self._grids = [] if self.slide is None else _grids(self.slide)
@@ -114,12 +115,6 @@ class SlideView:
         if self.mask is None:
             raise IndexError("no mask")
         return self.mask.tile(level, column, row).tobytes()
-
-    def _open_mask(self) -> MaskReader:
-        path = self.result.files.get("mask")
-        if path is None or self.result.size is None:
-            raise OutputError("there is none")
-        return MaskReader(path)
 
     def _mask_levels(self) -> list[dict[str, Any]]:
         if self.mask is None or self.result.size is None:
