@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,6 +155,56 @@ def test_card_of_no_file_is_a_usage_error(tmp_path: Path) -> None:
     assert "there is no such file" in str(error)
 
 
+def measured(path: Path, **changes: Any) -> dict[str, Any]:
+    """What metrics.json says of a checkpoint."""
+    return {
+        "pixel": {"accuracy": 0.5, "dice": 0.25, "miou": 0.125},
+        "object": {"f1": 0.75, "dice": 0.5, "hausdorff": 3.0},
+        "calibration": {"ece": 0.01},
+        "images": 7,
+        "tta": True,
+        "seeds": [0],
+        "dataset": {"name": "glas"},
+        "split": "testA",
+        "fold": None,
+        "sha256": sha256_of(path),
+        **changes,
+    }
+
+
+def test_the_card_says_how_numbers_were_measured(checkpoint: Path, tmp_path: Path) -> None:
+    files = []
+    for i, how in enumerate(({}, {"raw": True}, {"fill_holes": True, "min_object_um2": 50.0})):
+        files.append(tmp_path / f"{i}.json")
+        files[-1].write_text(json.dumps(measured(checkpoint, **how)))
+    words = [word for file in files for word in ("--metrics", str(file))]
+    out = tmp_path / "new.safetensors"
+    output("card", str(checkpoint), *words, "--out", str(out))
+    about = json.loads(output("show", str(out), "--json"))
+    assert list(about["card"]["metrics"]) == [
+        "glas testA, TTA",
+        "glas testA, TTA, holes filled, objects from 50 um2",
+        "glas testA, TTA, without its post-processing",
+    ]
+    for wrong, message in (
+        ([*words, *words[:2]], "given twice"),
+        ([*words, "--set", "temperature=2"], "set first"),
+    ):
+        done = CliRunner().invoke(command, ["card", str(checkpoint), *wrong, "--out", str(out)])
+        assert isinstance(done.exception, UsageError)
+        assert message in str(done.exception)
+
+
+def test_the_card_of_a_model_with_a_name(tmp_path: Path) -> None:
+    out = tmp_path / "new.safetensors"
+    output("card", "glas-small", "--set", "temperature=2", "--out", str(out))
+    assert load_model(out, device="cpu").info.temperature == 2
+    for name, message in (("stain-threshold", "has no weights"), ("glas-smal", "did you mean")):
+        done = CliRunner().invoke(command, ["card", name, "--out", str(out)])
+        assert isinstance(done.exception, UsageError)
+        assert message in str(done.exception)
+
+
 def test_card_sets_what_no_weight_depends_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
@@ -168,29 +219,15 @@ def test_card_sets_what_no_weight_depends_on(tmp_path: Path) -> None:
     )
     path, report = tmp_path / "m.safetensors", tmp_path / "metrics.json"
     save_checkpoint(path, build_segmenter(config), card={}, licence="CC0-1.0", dtype="float16")
-    report.write_text(
-        json.dumps(
-            {
-                "pixel": {"accuracy": 0.5, "dice": 0.25, "miou": 0.125},
-                "object": {"f1": 0.75, "dice": 0.5, "hausdorff": 3.0},
-                "calibration": {"ece": 0.01},
-                "images": 7,
-                "tta": True,
-                "seeds": [0],
-                "dataset": {"name": "glas"},
-                "split": "testA",
-                "fold": None,
-                "sha256": sha256_of(path),
-            }
-        )
-    )
-    words = ["card", str(path), "--metrics", str(report), "--out", str(path)]
     chosen = ["--set", "objects.min_area_um2=400", "--set", "temperature=1.5"]
-    done = CliRunner().invoke(command, [*words, *chosen])
-    assert done.exit_code == 0, done.output
+    output("card", str(path), *chosen, "--out", str(path))
     info = load_model(path, device="cpu").info
     assert (info.temperature, info.objects.min_area_um2, info.border) == (1.5, 400.0, True)
-    row = info.card["metrics"]["glas testA, TTA"]
+    shown = output("show", str(path))
+    assert "post-processing: temperature 1.5, min_area_um2 400," in shown
+    report.write_text(json.dumps(measured(path)))
+    output("card", str(path), "--metrics", str(report), "--out", str(path))
+    row = load_model(path, device="cpu").info.card["metrics"]["glas testA, TTA"]
     assert (row["dice"], row["object f1"], row["ece"], row["images"]) == (0.25, 0.75, 0.01, 7)
     for setting, message in (
         ("mpp=1", "only objects and temperature"),

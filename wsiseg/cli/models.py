@@ -101,7 +101,7 @@ def import_command(
 
 
 @command.command("card")
-@click.argument("model", type=PATH)
+@click.argument("model")
 @click.option("--add", type=PATH, help="YAML with statements: use, data, terms, limits.")
 @click.option("--metrics", multiple=True, type=PATH, help="metrics.json of `wsiseg evaluate`.")
 @click.option(
@@ -113,38 +113,60 @@ def import_command(
 )
 @click.option("--out", type=PATH, required=True, help="The .safetensors file to write.")
 def card_command(
-    model: Path,
+    model: str,
     add: Path | None,
     metrics: tuple[Path, ...],
     settings: tuple[str, ...],
     out: Path,
 ) -> None:
-    """Write checkpoint MODEL again with more on its card; the weights stay as they are."""
+    """Write MODEL, a checkpoint or a name, again with more on its card; its weights stay."""
     from wsiseg.config import load_yaml
     from wsiseg.models.card import add_to_card
     from wsiseg.models.storage import sha256_of
+    from wsiseg.models.zoo import find
 
-    statements, sha256 = load_yaml(add) if add else {}, sha256_of(model)
-    measured = {}
-    for path in metrics:
-        report = load_yaml(path)  # JSON is YAML
-        try:
-            row = {k: report["pixel"][k] for k in ("accuracy", "dice", "miou")}
-            row |= {f"object {k}": report["object"][k] for k in OBJECT if report.get("object")}
-            row |= {"ece": report["calibration"]["ece"]} if report.get("calibration") else {}
-            row |= {k: report[k] for k in ("images", "tta", "seeds")}
-            fold = f", fold {report['fold']}" if report["fold"] else ""
-            title = f"{report['dataset']['name']} {report['split']}{fold}"
-            measured[f"{title}, TTA" if report["tta"] else title] = row
-            other = report["sha256"] != sha256
-        except (KeyError, TypeError) as e:
-            raise UsageError(f"{path}: not a metrics.json of wsiseg evaluate") from e
-        if other:
-            raise UsageError(f"{path}: was measured with another file than {model}; measure this")
+    if metrics and settings:
+        raise UsageError(
+            "--metrics were measured before --set; set first, measure what is written, then add it"
+        )
+    statements, path = load_yaml(add) if add else {}, find(model)[1]
+    if path is None:
+        raise UsageError(f"{model} has no weights, so it has no card; give a checkpoint")
+    measured: dict[str, Any] = {}
+    sha256 = sha256_of(path) if metrics else ""
+    for file in metrics:
+        title, row, other = _measured(file)
+        if other != sha256:
+            raise UsageError(f"{file}: was measured with another file than {path}; measure this")
+        if title in measured:
+            raise UsageError(f"{file}: numbers of {title} are given twice; give one of the files")
+        measured[title] = row
     if measured:
         statements["metrics"] = measured
-    add_to_card(model, statements, out=out, settings=settings)
+    add_to_card(path, statements, out=out, settings=settings)
     click.echo(f"written: {out}")
+
+
+def _measured(path: Path) -> tuple[str, dict[str, Any], str]:
+    """Of a metrics.json: what was measured and how, the numbers, the digest of the model."""
+    from wsiseg.config import load_yaml
+
+    report = load_yaml(path)  # JSON is YAML
+    try:
+        row = {k: report["pixel"][k] for k in ("accuracy", "dice", "miou")}
+        row |= {f"object {k}": report["object"][k] for k in OBJECT if report.get("object")}
+        row |= {"ece": report["calibration"]["ece"]} if report.get("calibration") else {}
+        row |= {k: report[k] for k in ("images", "tta", "seeds")}
+        title = [f"{report['dataset']['name']} {report['split']}"]
+        title += [f"fold {report['fold']}"] if report["fold"] else []
+        title += ["TTA"] if report["tta"] else []
+        title += ["without its post-processing"] if report.get("raw") else []
+        title += ["holes filled"] if report.get("fill_holes") else []
+        least = report.get("min_object_um2")
+        title += [f"objects from {least:g} um2"] if least else []
+        return ", ".join(title), row, report["sha256"]
+    except (KeyError, TypeError, ValueError) as e:
+        raise UsageError(f"{path}: not a metrics.json of wsiseg evaluate") from e
 
 
 def _target(
@@ -180,6 +202,8 @@ def _page(about: Mapping[str, Any]) -> Iterator[str]:
         for row in config["classes"]:
             note = "  (background)" if row["background"] else ""
             yield f"  {row['value']:>3}  {row['name']}{note}"
+        settings = {"temperature": config["temperature"], **config["objects"]}
+        yield f"post-processing: {', '.join(f'{k} {v:g}' for k, v in settings.items())}"
     yield "parameters" + ("" if trained else f" (for {about['class_count']} classes)")
     for part in (*about["parts"], "total"):
         yield f"  {part:<12} {about[part]:>13,}"
