@@ -58,6 +58,25 @@ def test_lines_for_people(tmp_path: Path) -> None:
     assert lines[-1].endswith("1 failed")
 
 
+def test_packages_that_are_missing_or_of_another_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    right = metadata.version
+
+    def version(name: str) -> str:
+        if name == "matplotlib":
+            raise metadata.PackageNotFoundError(name)
+        return "2.18.0" if name == "zarr" else right(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    code, checks = doctor("--no-model", "--out", tmp_path)
+    assert code == 1
+    assert (checks["matplotlib"]["status"], checks["zarr"]["status"]) == ("FAIL", "WARN")
+    assert checks["zarr"]["text"].startswith("2.18.0, but wsiseg is made for")
+    assert checks["zarr"]["fix"].startswith('pip install "zarr<4')
+    assert "ray" not in checks
+
+
 def test_slide_readers_that_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     right = readers.open_slide
 

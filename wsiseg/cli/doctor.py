@@ -41,5 +41,5 @@ def command(context: click.Context, out: Path, no_model: bool, as_json: bool) ->
         click.echo(json.dumps(data, indent=2))
     else:
         warned = sum(c.status != OK for c in checks) - failed
-        click.echo(f"{len(checks)} checks, {warned} warnings, {failed} failed")
+        click.echo(f"{len(checks)} checks, {warned} warning{'s' * (warned != 1)}, {failed} failed")
     context.exit(1 if failed else 0)

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from packaging.requirements import Requirement
+
 from wsiseg import __version__
 from wsiseg.errors import ModelError, WsisegError
 
@@ -22,23 +24,8 @@ if TYPE_CHECKING:
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 GIB = 1 << 30
 MODEL = "glas-small"
-PACKAGES = (
-    "torch",
-    "diffusers",
-    "timm",
-    "safetensors",
-    "openslide-python",
-    "tiffslide",
-    "tifffile",
-    "imagecodecs",
-    "simplejpeg",
-    "zarr",
-    "shapely",
-    "geojson",
-    "scipy",
-    "numpy",
-    "pillow",
-)
+TRIED = "openslide-bin"
+"""A requirement that has a check of its own: OpenSlide may come from the system, too."""
 LOW_GIB, LEAST_GIB = 20, 1
 SLOW_MB_S = 50
 SAMPLE_MB = 32
@@ -90,11 +77,21 @@ def run_checks(out: Path, *, model: bool = True) -> Iterator[Check]:
 def _packages() -> Iterator[Check]:
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
     yield Check("wsiseg", OK, f"{__version__}, Python {platform.python_version()}, {system}")
-    for name in PACKAGES:
-        try:
-            yield Check(name, OK, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Check(name, FAIL, "not installed", f'pip install "{name}"')
+    for text in metadata.requires("wsiseg") or ():
+        needed = Requirement(text)
+        if needed.marker is None and needed.name != TRIED:  # those with a marker are extras
+            yield _package(needed)
+
+
+def _package(needed: Requirement) -> Check:
+    fix = f'pip install "{needed}"'
+    try:
+        found = metadata.version(needed.name)
+    except metadata.PackageNotFoundError:
+        return Check(needed.name, FAIL, "not installed", fix)
+    if needed.specifier.contains(found, prereleases=True):
+        return Check(needed.name, OK, found)
+    return Check(needed.name, WARN, f"{found}, but wsiseg is made for {needed.specifier}", fix)
 
 
 def _slides() -> Iterator[Check]:
