@@ -19,6 +19,7 @@ For options (resolution, names of classes, boxes inside which all is annotated, 
 measuring) copy configs/datasets/qupath.yaml and give it to --dataset.
 """
 
+import argparse
 import json
 import math
 import subprocess
@@ -91,4 +92,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("retrained"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("retrained"))
+    main(parser.parse_args().folder)

@@ -6,7 +6,7 @@ writes SLIDE's mask pyramid and QuPath polygons to FOLDER (default masks) with M
 glas-small). Without arguments it takes the sample slide beside this file.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from wsiseg import find_tissue, load_model, open_slide, predict_slide, write_geojson, write_pyramid
@@ -30,9 +30,9 @@ def main(path: Path, folder: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(
-        Path(given[0]) if given else Path(__file__).parent / "colon.tif",
-        Path(given[1]) if len(given) > 1 else Path("masks"),
-        given[2] if len(given) > 2 else "glas-small",
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("slide", nargs="?", type=Path, default=Path(__file__).parent / "colon.tif")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("masks"))
+    parser.add_argument("model", nargs="?", default="glas-small")
+    given = parser.parse_args()
+    main(given.slide, given.folder, given.model)

@@ -46,6 +46,15 @@ def test_files_named_in_the_readme_exist() -> None:
         assert (ROOT / name).is_file(), name
 
 
+@pytest.mark.parametrize("name", ["predict_slide", "correct_and_retrain"])
+def test_examples_tell_what_they_take(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_sample_slide_is_small() -> None:
     assert SAMPLE.stat().st_size <= 4 << 20
 
