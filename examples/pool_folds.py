@@ -16,17 +16,21 @@ import numpy as np
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.training.metrics import Matrix, pixel_metrics
 
+HOW = ("classes", "dataset", "split", "tta", "seeds", "raw")
+"""What must be the same in all folds, beside their number."""
 
-def read(folder: Path) -> tuple[str, list[str], Matrix]:
-    """Fold, class names and matrix of an evaluation.
+
+def read(folder: Path) -> tuple[str, dict[str, Any], Matrix]:
+    """Fold, what was measured how, and matrix of an evaluation.
 
     Raises:
         SystemExit: the folder holds none.
     """
     try:
         found = json.loads((folder / "metrics.json").read_text())
-        names = [str(name) for name in found["classes"]]
-        return str(found["fold"]), names, np.array(found["pixel"]["confusion"])
+        fold = str(found["fold"])
+        how = {"of": fold.partition("/")[2], **{key: found[key] for key in HOW}}
+        return fold, how, np.array(found["pixel"]["confusion"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise SystemExit(f"{folder}: no metrics.json of wsiseg evaluate ({e!r})") from e
 
@@ -47,9 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
     folds = [read(folder) for folder in parser.parse_args().folders]
-    names = folds[0][1]
-    if any(own != names for _, own, _ in folds) or len({k for k, _, _ in folds}) < len(folds):
-        raise SystemExit("the folders must be different folds of one data set")
+    how = folds[0][1]
+    if any(own != how for _, own, _ in folds) or len({k for k, _, _ in folds}) < len(folds):
+        raise SystemExit("the folders must be different folds of one data set, measured alike")
+    names = [str(name) for name in how["classes"]]
     heads = [f"{what} {name}" for name in names for what in ("Dice", "IoU")]
     print(" | ".join(["| fold", "accuracy", "Dice", "mIoU", *heads]) + " |")
     print("|" + "---|" * (4 + len(heads)))

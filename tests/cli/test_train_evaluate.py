@@ -229,6 +229,13 @@ def test_folds_are_pooled(folder: Path, run: Path, tmp_path: Path) -> None:
     )
     assert both.startswith(f"| all | {np.trace(matrix) / matrix.sum():.3f} |")
     assert (one[:7], other[:7]) == ("| 1/3 |", "| 2/3 |")
+    path = tmp_path / "2" / "metrics.json"
+    measured = json.loads(path.read_text())
+    for changes in ({"raw": True}, {"fold": "2/5"}):
+        path.write_text(json.dumps({**measured, **changes}))
+        words = [sys.executable, script, tmp_path / "1", tmp_path / "2"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert "measured alike" in done.stderr
 
 
 def test_resuming_what_is_complete_changes_nothing(folder: Path, run: Path) -> None:
