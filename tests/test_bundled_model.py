@@ -1,4 +1,4 @@
-"""The model in the box: labels that do not depend on batches, quality on real glands."""
+"""The models in the box: labels that do not depend on batches, quality on real glands."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ def test_labels_do_not_depend_on_the_batch_size(model: Segmenter, tmp_path: Path
     assert np.array_equal(planes[0], planes[2])
 
 
-def test_it_segments_real_glands(model: Segmenter, shared_data: Path) -> None:
+@pytest.mark.parametrize("name", ["glas-small", "glas-lite"])
+def test_it_segments_real_glands(name: str, shared_data: Path) -> None:
     # A part of testA, to see that the file is what the card says, not to choose anything.
     data = GlaS(shared_data / "glas", "testA")
+    model = load_model(name, device="cpu")
     result = evaluate(model, data, indices=range(0, 60, 6))
     stated = model.info.card["metrics"]["glas testA"]["dice"]
     assert result.pixel["dice"] > stated - 0.06

@@ -162,7 +162,7 @@ def test_names() -> None:
     assert [c.background for c in stain.info.classes] == [True, False]
     assert len(stain.info.sha256) == 64
     with pytest.raises(
-        UsageError, match="'unet' is not known; use glas-small, luad-small, stain-thresh"
+        UsageError, match="'unet' is not known; use glas-small, glas-lite, luad-small, st"
     ):
         load_model("unet")
 

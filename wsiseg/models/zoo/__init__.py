@@ -91,6 +91,12 @@ MODELS: dict[str, ZooEntry] = {
             "research only, non-commercial (the terms of its training data)",
         ),
         ZooEntry(
+            "glas-lite",
+            "Glands in colorectal H&E: a small U-Net that began with ImageNet's weights.",
+            "bundled",
+            "research only, non-commercial (the terms of its training data)",
+        ),
+        ZooEntry(
             "luad-small",
             "Tumour, stroma and other tissue in H&E of lung adenocarcinoma: the same network.",
             "bundled",
