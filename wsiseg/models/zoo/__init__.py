@@ -98,7 +98,7 @@ MODELS: dict[str, ZooEntry] = {
         ),
         ZooEntry(
             "luad-small",
-            "Tumour, stroma and other tissue in H&E of lung adenocarcinoma: the same network.",
+            "Tumour, stroma and other tissue in H&E of lung adenocarcinoma: glas-small's network.",
             "bundled",
             "research only, non-commercial (the terms of its training data)",
         ),
