@@ -22,7 +22,7 @@ def test_letters_have_a_shape_of_their_own(letter: str) -> None:
 def test_text_is_one_line_and_fits() -> None:
     draw = ImageDraw.Draw(Image.new("L", (8, 8)))
     assert shortened(draw, "a   b", 15, 500) == "a   b"
-    assert shortened(draw, "line\nbreak\udcff.svs", 15, 500) == "line break\\udcff.svs"
+    assert shortened(draw, "line\nbreak\udcff.svs", 15, 500) == "line\\nbreak\\udcff.svs"
     short = shortened(draw, "name" * 50, 15, 100)
     assert "..." in short
     assert draw.textlength(short, font=font(15)) <= 100

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
 
+from wsiseg.names import plain
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -25,15 +27,9 @@ def font(size: int) -> Font:
     return ImageFont.load_default(size=size)
 
 
-def one_line(text: str) -> str:
-    """The text with a space for every line break, and what is no text made visible."""
-    readable = text.encode("utf-8", "backslashreplace").decode()
-    return " ".join(readable.splitlines())
-
-
 def shortened(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
     """The text as one line, with its middle left out where it is too long."""
-    text = one_line(text)
+    text = plain(text)
     for keep in range(len(text), 1, -1):
         half = keep // 2
         short = text if keep == len(text) else f"{text[:half]}...{text[-half:]}"

@@ -42,6 +42,7 @@ def parameters(module: torch.nn.Module) -> int:
         ("vgg16_bn", 138_365_992 - 123_642_856, (128, 256, 512, 512, 512)),
         # what ImageNet's files hold, less what follows the last stage
         ("tf_efficientnet_lite0", 4_652_008 - 1_693_160, (16, 24, 40, 112, 320)),
+        ("tf_efficientnet_lite1", 5_416_680 - 1_693_160, (16, 24, 40, 112, 320)),
         ("tf_efficientnet_lite2", 6_092_072 - 1_734_120, (16, 24, 48, 120, 352)),
     ],
 )

@@ -249,8 +249,7 @@ def _with_stems(tasks: list[Task]) -> list[Task]:
 
 
 def _unique_stem(path: Path, counts: Counter[str]) -> str:
-    stem, other = _own_stems(path)
-    return stem if counts[stem.casefold()] == 1 else other
+    return usable_stem(_stem(path)) if counts[_name(path)] == 1 else _marked_stem(path)
 
 
 def keep_stems(tasks: list[Task], earlier: Mapping[str, str]) -> list[Task]:
@@ -261,21 +260,23 @@ def keep_stems(tasks: list[Task], earlier: Mapping[str, str]) -> list[Task]:
         earlier: stem by path of the slide, as plain text; only a stem that `collect` could give to
             the slide counts.
     """
+    if not earlier:
+        return tasks
     kept = []
     for task in tasks:
-        stem = earlier.get(plain(os.path.realpath(task.path)))
-        kept.append(replace(task, stem=stem) if stem in _own_stems(task.path) else task)
+        stem = earlier.get(plain(os.path.realpath(task.path)), task.stem)
+        possible = stem in (usable_stem(_stem(task.path)), _marked_stem(task.path))
+        kept.append(replace(task, stem=stem) if possible else task)
     alone = len({task.stem.casefold() for task in kept}) == len(kept)
     return kept if alone else tasks
 
 
-def _own_stems(path: Path) -> tuple[str, str]:
-    """The stem of a slide where it is alone with it, and where it is not."""
-    stem = usable_stem(_stem(path))
+def _marked_stem(path: Path) -> str:
+    """The stem of a slide where it is not alone with its own: with a digest of its path."""
     digest = hashlib.sha256(
         Path(os.path.realpath(path)).as_posix().encode(errors="surrogateescape")
     ).hexdigest()
-    return stem, f"{stem}-{digest[:8]}"
+    return f"{usable_stem(_stem(path))}-{digest[:8]}"
 
 
 def _name(path: Path) -> str:

