@@ -150,9 +150,11 @@ def test_a_card_that_could_not_be_read_back_is_not_written(checkpoint: Path) -> 
 
 def test_card_of_no_file_is_a_usage_error(tmp_path: Path) -> None:
     words = ["card", str(tmp_path / "no.safetensors"), "--out", str(tmp_path / "o.safetensors")]
-    error = CliRunner().invoke(command, words).exception
-    assert isinstance(error, UsageError)
-    assert "there is no such file" in str(error)
+    (tmp_path / "metrics.json").write_text("{}")
+    for more in ([], ["--metrics", str(tmp_path / "metrics.json")]):
+        error = CliRunner().invoke(command, [*words, *more]).exception
+        assert isinstance(error, UsageError)
+        assert "there is no such file" in str(error)
 
 
 def measured(path: Path, **changes: Any) -> dict[str, Any]:
