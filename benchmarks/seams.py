@@ -160,12 +160,22 @@ def main(**words: Any) -> None:
             found.append(_numbers(Path(path).name, overlap, seams))
             rows.append(_row(found[-1]))
     click.echo(table(("slide", "overlap", "x", "y", "both", "95 %", "border", "elsewhere"), rows))
-    worst, limit = max(f["ratio"] for f in found), words["max_ratio"]
-    passed = worst <= limit
-    sign = "at most" if passed else "above"
-    verdict = f"seams: the largest ratio is {worst:.3f}, {sign} {limit:g}"
+    limit = words["max_ratio"]
+    verdict, passed = verdict_of([f["ratio"] for f in found], limit)
     result = {"seams": found, "max_ratio": limit, "verdict": verdict, "passed": passed}
     finish(words["json_path"], segmenter, result)
+
+
+def verdict_of(ratios: list[float], limit: float) -> tuple[str, bool]:
+    """What all ratios together say, and whether they are met."""
+    worst = float(np.max(ratios))  # not a number where one of them is not
+    if np.isnan(worst):
+        return (
+            "seams: the probabilities of a slide are the same everywhere, so nothing is told",
+            False,
+        )
+    sign = "at most" if worst <= limit else "above"
+    return f"seams: the largest ratio is {worst:.3f}, {sign} {limit:g}", worst <= limit
 
 
 def _numbers(name: str, overlap: int, seams: Seams) -> dict[str, Any]:

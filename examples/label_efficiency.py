@@ -61,7 +61,7 @@ def measured(
     train += ["--extractor", extractor] if extractor else []
     train += ["--with-head"] if extractor and words.with_head else []
     begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
-    if begun and json.loads(made.read_text()) != train:
+    if begun and not (made.is_file() and json.loads(made.read_text()) == train):
         raise SystemExit(f"{run}: was made by another command ({made}); use another OUT")
     if not report.exists():
         again = ["--resume"] if begun else []

@@ -144,6 +144,15 @@ def test_jumps_are_those_of_a_slow_loop() -> None:
     assert seams.pairs == sums["x"][1] + sums["y"][1]
 
 
+@pytest.mark.parametrize("ratios", [[1.0, float("nan")], [float("nan"), 1.0]])
+def test_a_slide_without_a_ratio_is_not_hidden_by_another(ratios: list[float]) -> None:
+    verdict_of = module("seams").verdict_of
+    assert verdict_of([1.0, 1.1], 1.2) == ("seams: the largest ratio is 1.100, at most 1.2", True)
+    verdict, passed = verdict_of(ratios, 1.2)
+    assert not passed
+    assert "nothing is told" in verdict
+
+
 def test_seams_on_the_command_line(small_path: Path, checkpoint: Path, tmp_path: Path) -> None:
     report = tmp_path / "seams.json"
     words = ["--model", checkpoint, "--slide", small_path, "--json", report]

@@ -125,3 +125,8 @@ def test_a_run_that_failed_at_once_leaves_its_folder_to_another_command(
     done = subprocess.run(other, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "was made by another command" in done.stderr
+    (tmp_path / "curve" / "tiny-2-0" / "train.json").unlink()  # as in a folder of `wsiseg train`
+    done = subprocess.run([*words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "was made by another command" in done.stderr
+    assert "Traceback" not in done.stderr
