@@ -56,9 +56,11 @@ class Canvas:
         classes: the classes of its labels.
         chunk_px: side of a chunk; chunks at the right and bottom edges are smaller.
         has_border: whether there are probabilities of borders.
+        final: the plane of its labels: `cleaned`, or `labels` where none were replaced.
         record: what was recorded of slide, model, parameters and run, ready for JSON. Keys
             `slide`, `model`, `parameters`, and `identity` of what may continue it; inference adds
-            `timings` and `status` at the end, and `objects` (class name to number) if it makes any.
+            `timings`, `status` and `chunks` (how many are done) at the end, and `objects` (class
+            name to number) if it makes any.
     """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
@@ -73,7 +75,7 @@ class Canvas:
         self.record: dict[str, Any] = dict(meta["record"])
         self._planes = Planes(path, group)
         self.has_border = self._planes.has("border")
-        self._final = "cleaned" if self._planes.has("cleaned") else "labels"
+        self.final = "cleaned" if self._planes.has("cleaned") else "labels"
         self._done_cache: npt.NDArray[Any] = self._planes.read_rows("done")
         self._marking = threading.Lock()
 
@@ -211,9 +213,9 @@ class Canvas:
             self._done_cache[row, column] = written
             self._planes.put_chunk("done", (row, 0), self._done_cache[row : row + 1])
 
-    def labels(self, box: Box) -> UInt8:
-        """(h, w) uint8 labels of a box inside the grid."""
-        return self._planes.read(self._final, box.slices)
+    def labels(self, box: Box, *, given: bool = False) -> UInt8:
+        """(h, w) uint8 labels of a box inside the grid; `given`: as the model gave them."""
+        return self._planes.read("labels" if given else self.final, box.slices)
 
     def confidence(self, box: Box) -> UInt8:
         """(h, w) uint8 confidences of a box inside the grid."""
@@ -239,17 +241,17 @@ class Canvas:
 
     def write_labels(self, box: Box, labels: UInt8) -> None:
         """Replace labels of a complete canvas; those that the model gave are kept beside them."""
-        if self._final != "cleaned":
+        if self.final != "cleaned":
             self._planes.new("cleaned", "uint8")
             for row in range(self.chunk_rows):
                 own = self._row_box(row).slices
                 self._planes.put("cleaned", own, self._planes.read("labels", own))
-            self._final = "cleaned"
+            self.final = "cleaned"
         self._planes.put("cleaned", box.slices, labels)
 
     def restore_labels(self) -> None:
         """Go back to the labels that the model gave."""
-        self._final = "labels"
+        self.final = "labels"
         self._planes.drop("cleaned")
 
     def write_objects(self, box: Box, objects: Int32) -> None:

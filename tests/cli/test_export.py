@@ -117,6 +117,74 @@ def test_a_damaged_canvas_is_refused(canvas: Canvas, tmp_path: Path) -> None:
     assert export(canvas.path, "--out", tmp_path / "out").exit_code == 0
 
 
+@pytest.fixture
+def with_objects(tmp_path: Path, canvas: Canvas) -> Canvas:
+    """A finished canvas of 2 x 2 chunks with all planes; nothing was analysed in the last one."""
+    made = Canvas.create(
+        tmp_path / "glands.canvas",
+        grid=canvas.grid,
+        classes=canvas.classes,
+        record={"parameters": {"objects": {"min_area_um2": 9.0, "max_hole_um2": 0.0}}},
+        chunk_px=100,
+        border=True,
+    )
+    for key in list(made.chunks())[:3]:
+        box = made.chunk_box(*key)
+        labels = canvas.labels(box)
+        made.write_chunk(*key, labels, np.full_like(labels, 255), np.full_like(labels, 7))
+        made.write_labels(box, labels)
+        made.write_objects(box, (labels == 2).astype(np.int32))
+    made.update_record(status="ok", objects={"A": 1})
+    return made
+
+
+def test_a_canvas_of_all_planes_is_exported(with_objects: Canvas, tmp_path: Path) -> None:
+    assert export(with_objects.path, "--out", tmp_path / "out").exit_code == 0
+    with_objects.update_record(chunks=3)
+    assert export(with_objects.path, "--out", tmp_path / "out").exit_code == 0
+    with_objects.update_record(chunks=4)
+    result = export(with_objects.path, "--out", tmp_path / "out")
+    assert "glands.canvas: 1 of its chunks are damaged or missing" in result.output
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["cleaned/c/0/0"],
+        ["objects/c/0/1"],
+        ["cleaned/c/1"],
+        ["cleaned", "objects"],
+        ["cleaned"],
+        ["objects"],
+        ["done/c", "labels/c/0/0"],
+        ["done/c/1", "labels/c/1", "confidence/c/1"],
+        ["done/c/1", "labels/c/1", "cleaned/c/1", "objects/c/1"],
+        [f"{name}/c" for name in ("labels", "confidence", "border", "done", "cleaned", "objects")],
+    ],
+)
+def test_a_copy_that_lacks_files_is_refused(
+    with_objects: Canvas, tmp_path: Path, lost: list[str]
+) -> None:
+    for name in lost:
+        path = with_objects.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    result = export(with_objects.path, "--out", tmp_path / "out")
+    assert result.exit_code == 1, lost
+    assert "of its chunks are damaged or missing" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_of_done_chunks_that_cannot_be_read_is_damage(
+    with_objects: Canvas, tmp_path: Path
+) -> None:
+    with_objects.path.joinpath("done", "c", "0", "0").write_bytes(b"")
+    result = export(with_objects.path, "--out", tmp_path / "out")
+    assert "2 of its chunks are damaged or missing" in result.output
+
+
 def test_one_geojson_stays(canvas: Canvas, tmp_path: Path) -> None:
     for gzip in ((), ("--gzip",), ()):
         assert export(canvas.path, "--out", tmp_path / "out", *gzip).exit_code == 0

@@ -78,6 +78,7 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
     """Outputs of one canvas, and a line for each file."""
     from wsiseg.canvas import Canvas
     from wsiseg.errors import CanvasError
+    from wsiseg.outputs.canvas_check import damaged_chunks
     from wsiseg.outputs.files import refuse_foreign, write_outputs
 
     if not (path / "zarr.json").is_file():
@@ -89,9 +90,9 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
         canvas = Canvas.open(path)
         if "status" not in canvas.record:
             raise CanvasError(f"{path}: the canvas is incomplete; finish it with wsiseg predict")
-        if damaged := canvas.recheck():
+        if damaged := damaged_chunks(canvas):
             raise CanvasError(
-                f"{path}: {damaged} of its chunks are damaged; make it again with"
+                f"{path}: {damaged} of its chunks are damaged or missing; make it again with"
                 " wsiseg predict --overwrite --keep-canvas"
             )
         stem = path.name.removesuffix(SUFFIX)

@@ -191,6 +191,7 @@ def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
                 make_objects(canvas, info.objects)
         canvas.update_record(
             status="ok" if canvas.done_count else "no tissue",
+            chunks=canvas.done_count,
             timings=timings(
                 work.watch,
                 loads=job.loads,
