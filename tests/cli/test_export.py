@@ -274,7 +274,8 @@ def test_bad_requests_are_usage_errors(canvas: Canvas, tmp_path: Path, bad: list
 def test_the_qupath_script(tmp_path: Path) -> None:
     printed = CliRunner().invoke(cli, ["qupath-script"])
     assert printed.exit_code == 0
-    for word in ("PathIO.readObjectsFromGeoJSON", "GZIPInputStream", "saveImageData", "addObjects"):
+    words = ("PathIO.readObjectsFromGeoJSON", "GZIPInputStream", "saveImageData", "addObjects")
+    for word in (*words, '"run.json"', "toRealPath", "not clear of which image"):
         assert word in printed.stdout
     path = tmp_path / "scripts" / "import.groovy"
     assert CliRunner().invoke(cli, ["qupath-script", "--out", str(path)]).exit_code == 0
