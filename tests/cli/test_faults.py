@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -221,6 +222,30 @@ def test_a_slide_that_changes_while_it_is_read(
     assert ("a: continuing: " in text) == (what in ("truncated", "gone"))
     assert names(out) == outputs_of("a", "b")
     assert results(out, "a", "b") == results(tmp_path / "whole", "a", "b")
+
+
+def test_a_canvas_that_cannot_be_read_for_a_while(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, plain = slides(tmp_path / "in", "a", "b"), tmp_path / "out", Path.read_bytes
+    with after(5, lambda: signal.raise_signal(signal.SIGINT), monkeypatch):
+        assert run(folder, "--out", out)[0] == 130
+
+    def read(path: Path) -> bytes:
+        if path == out / "a.canvas" / "zarr.json":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return plain(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read)
+        code, _, err = run(folder, "--out", out)
+    assert code == 1
+    assert f"wsiseg: error: {out / 'a.canvas'}: cannot be read (Stale file handle)" in err
+    assert {k: r["status"] for k, r in rows(out).items()} == {"a": "failed", "b": "ok"}
+    code, text, err = run(folder, "--out", out)
+    assert (code, err) == (0, "")
+    assert "a: continuing: 5 of 20 chunks were done" in text
+    assert names(out) == outputs_of("a", "b")
 
 
 class LibraryError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from inference_fakes import MemorySlide, MemoryTissue, noise_model, random_slide
 
 from wsiseg.canvas import Canvas
-from wsiseg.errors import LeaseLostError, ModelError, SlideReadError
+from wsiseg.errors import CanvasError, LeaseLostError, ModelError, SlideReadError
 from wsiseg.geometry import Box, Grid, Size
 from wsiseg.inference.engine import Engine, Stopwatch, WindowFeatures
 from wsiseg.inference.features import groups, schedule
@@ -198,6 +199,47 @@ def test_a_damaged_canvas_is_begun_anew(tmp_path: Path, how: str) -> None:
     assert work.note.startswith("beginning anew: c is damaged (")
     assert "\n" not in work.note
     assert carry_out(work).record["status"] == "ok"
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "done/zarr.json", "confidence/zarr.json"])
+def test_a_canvas_that_cannot_be_read_now_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    slide, plain = interrupt(tmp_path / "c"), Path.read_bytes
+    done = Canvas.open(tmp_path / "c").done_count
+
+    def read(path: Path) -> bytes:
+        if path == tmp_path / "c" / name:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read)
+        with pytest.raises(
+            CanvasError, match=r"c: cannot be read \(Input/output error\), and is left"
+        ):
+            begin(slide, noise_model(), tmp_path / "c", options=OPTIONS)
+    work = begin(slide, noise_model(), tmp_path / "c", options=OPTIONS)
+    assert work.note == f"continuing: {done} of 20 chunks were done"
+
+
+def test_unfinished_files_that_cannot_be_removed_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, plain = interrupt(tmp_path / "c"), Path.unlink
+    theirs, mine = (tmp_path / "c" / "done" / f"{k}.01234567.partial" for k in (0, 1))
+    theirs.touch()
+    mine.touch()
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == theirs:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        plain(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    work = begin(slide, noise_model(), tmp_path / "c", options=OPTIONS)
+    assert work.note.startswith("continuing: ")
+    assert (theirs.exists(), mine.exists()) == (True, False)
 
 
 @pytest.mark.parametrize("how", ["noise", "missing", "another"])

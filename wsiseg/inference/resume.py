@@ -29,6 +29,8 @@ from wsiseg.inference.plan import Plan
 Ints = npt.NDArray[np.int64]
 SPEED_ONLY = ("batch_size", "workers", "memory_gib")
 """Parameters that never change what is computed on a CPU."""
+GONE = (FileNotFoundError, NotADirectoryError)
+"""What says that a file of a canvas is not there; other errors of the system may pass."""
 VERSIONS = ("wsiseg", "torch", "numpy", "openvino")
 WORDS = {
     "versions": "another version of wsiseg or of what computes",
@@ -80,6 +82,9 @@ def take_up(path: Path, wanted: Mapping[str, str]) -> tuple[Canvas | None, int, 
     Returns:
         The canvas, or None; how many of its chunks are done; in one line, where there is one that
         is not continued, why, and where chunks are damaged, how many.
+
+    Raises:
+        CanvasError: it cannot be read now, but may be whole.
     """
     if not path.is_dir() or not any(path.iterdir()):
         return None, 0, ""
@@ -96,6 +101,12 @@ def take_up(path: Path, wanted: Mapping[str, str]) -> tuple[Canvas | None, int, 
         note = f"damaged ones done again: {damaged}" if damaged else ""
         return canvas, canvas.done_count, note
     except CanvasError as e:
+        if isinstance(e.__cause__, OSError) and not isinstance(e.__cause__, GONE):
+            raise CanvasError(
+                f"{path}: cannot be read ({e.__cause__.strerror or e.__cause__}), and is left as it"
+                " is; check disk and permissions, then start the same command again, or remove it"
+                " to begin anew"
+            ) from e
         return None, 0, f"beginning anew: {path.name} is damaged ({e})"
 
 
