@@ -110,6 +110,29 @@ def test_without_borders_labels_are_cleaned_and_nothing_else(tmp_path: Path) -> 
         canvas.objects(canvas.grid.box)
 
 
+def test_before_all_that_is_written_it_is_checked_that_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did: list[str] = []
+
+    def noted(name: str) -> None:
+        plain = getattr(Canvas, name)
+
+        def write(*args: Any, **more: Any) -> None:
+            did.append(name)
+            plain(*args, **more)
+
+        monkeypatch.setattr(Canvas, name, write)
+
+    canvas = filled(tmp_path / "c", *example(0))
+    writers = ("write_labels", "write_objects", "update_record")
+    for name in writers:
+        noted(name)
+    make_objects(canvas, CONFIG, check=lambda: did.append("check"))
+    assert set(did[::2]) == {"check"}
+    assert set(did[1::2]) == set(writers)
+
+
 def test_who_wants_objects() -> None:
     info = model_info(96, 32)
     assert not wants_objects(info)

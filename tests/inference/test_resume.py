@@ -325,6 +325,38 @@ def test_the_canvas_of_another_process_is_left_alone(tmp_path: Path, error: Base
     assert Canvas.open(tmp_path / "c").done_count, "not removed"
 
 
+def test_the_record_of_another_process_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = False
+
+    def check() -> None:
+        if lost:
+            raise LeaseLostError("taken over")
+
+    def progress(done: int, total: int) -> None:
+        nonlocal lost
+        lost = done == total
+
+    slide = random_slide(300, 250)
+    work = begin(slide, noise_model(), tmp_path / "c", options=OPTIONS, check=check)
+    with pytest.raises(LeaseLostError):
+        carry_out(work, progress)
+    assert "status" not in Canvas.open(tmp_path / "c").record
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    lost, plain = False, Canvas.recheck
+
+    def recheck(canvas: Canvas) -> int:  # takes long
+        nonlocal lost
+        lost = True
+        return plain(canvas)
+
+    monkeypatch.setattr(Canvas, "recheck", recheck)
+    with pytest.raises(LeaseLostError):
+        begin(slide, noise_model(), tmp_path / "c", options=OPTIONS, check=check)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.parametrize("capacity", [10, 1000])
 def test_batches_that_are_left_are_those_of_the_whole(tmp_path: Path, capacity: int) -> None:
     batch, group = 10, 3

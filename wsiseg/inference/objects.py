@@ -8,7 +8,7 @@ objects are joined, 1.4 kB for each of them that has neighbours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,13 @@ def wants_objects(info: ModelInfo) -> bool:
     return info.border or info.objects != ObjectsConfig()
 
 
-def make_objects(canvas: Canvas, config: ObjectsConfig, *, band_px: int | None = None) -> None:
+def make_objects(
+    canvas: Canvas,
+    config: ObjectsConfig,
+    *,
+    band_px: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Clean the labels of a complete canvas and, where it has borders, make its objects.
 
     Their number by class goes into the record as `objects`. The confidences stay those of the
@@ -39,6 +45,7 @@ def make_objects(canvas: Canvas, config: ObjectsConfig, *, band_px: int | None =
         config: what the model asks for; the defaults on a canvas without borders change nothing.
         band_px: rows at a time, a whole number of chunks; None takes one. Does not change the
             result.
+        check: called before anything is written; what it raises ends the work.
 
     Raises:
         CanvasError: the canvas cannot be written.
@@ -51,9 +58,11 @@ def make_objects(canvas: Canvas, config: ObjectsConfig, *, band_px: int | None =
             cleaning.add(canvas.labels(box))
         cleaning.finish()
         for index, box in enumerate(bands):
-            canvas.write_labels(box, cleaning.apply(index, canvas.labels(box)))
+            labels = cleaning.apply(index, canvas.labels(box))
+            check()
+            canvas.write_labels(box, labels)
     if canvas.has_border:
-        _part(canvas, parting(background, mpp, config), bands)
+        _part(canvas, parting(background, mpp, config), bands, check)
 
 
 def _bands(canvas: Canvas, band_px: int) -> Iterator[Box]:
@@ -62,7 +71,7 @@ def _bands(canvas: Canvas, band_px: int) -> Iterator[Box]:
         yield Box(0, y, width, min(band_px, height - y))
 
 
-def _part(canvas: Canvas, work: Parting, bands: list[Box]) -> None:
+def _part(canvas: Canvas, work: Parting, bands: list[Box], check: Callable[[], None]) -> None:
     """The objects of a canvas, in three passes over its bands."""
     for box in bands:
         work.add_cores(canvas.labels(box), canvas.border(box))
@@ -71,12 +80,17 @@ def _part(canvas: Canvas, work: Parting, bands: list[Box]) -> None:
         own = slice(box.y - top, box.bottom - top)
         grown = work.grow(labels, cores)[own]
         border = canvas.border(box) if work.joins else None
-        canvas.write_objects(box, work.add_grown(labels[own], grown, border))
+        found = work.add_grown(labels[own], grown, border)
+        check()
+        canvas.write_objects(box, found)
     work.finish()
     for box in bands:
-        canvas.write_objects(box, work.numbers(canvas.objects(box)))
+        found = work.numbers(canvas.objects(box))
+        check()
+        canvas.write_objects(box, found)
     counts = np.bincount(work.labels[1:], minlength=256)
     items = canvas.classes.values()
+    check()
     canvas.update_record(
         objects={item.name: int(counts[v]) for v, item in items if not item.background}
     )

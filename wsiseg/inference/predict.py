@@ -122,8 +122,9 @@ def begin(
 ) -> Work:
     """Settle what is to be done and make or take up the canvas; see `predict_slide`.
 
-    `check` is called before a canvas is touched, and again before it is removed after an error;
-    where it raises LeaseLostError the canvas is another process's, and stays.
+    `check` is called before a canvas is touched, before objects and the last record are written,
+    and before it is removed after an error; where it raises LeaseLostError the canvas is another
+    process's, and stays.
     """
     watch, info, path = Stopwatch(), segmenter.info, Path(canvas_path)
     grid = slide.grid(info.mpp)
@@ -144,6 +145,7 @@ def begin(
     )
     check()
     canvas, done, note = take_up(path, record["identity"]) if options.resume else (None, 0, "")
+    check()
     if canvas is None:
         canvas = Canvas.create(
             path,
@@ -188,7 +190,8 @@ def carry_out(work: Work, progress: Progress | None = None) -> Canvas:
             blender.close()
         if wants_objects(info):
             with work.watch("objects"):
-                make_objects(canvas, info.objects)
+                make_objects(canvas, info.objects, check=work.check)
+        work.check()
         canvas.update_record(
             status="ok" if canvas.done_count else "no tissue",
             chunks=canvas.done_count,
