@@ -20,13 +20,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
 import torch
+from click.testing import CliRunner
 from openslide import OpenSlideCache
 from tiny_run import ENDINGS, Bright, Pixels, Run, names, outputs_of, rows, slides
 from torch import Tensor
 
 from wsiseg.canvas import Canvas
+from wsiseg.cli import cli
 from wsiseg.geometry import Box, Grid
 from wsiseg.inference.engine import Engine
 from wsiseg.lease import Locks
@@ -245,6 +248,33 @@ def test_a_canvas_that_cannot_be_read_for_a_while(
     code, text, err = run(folder, "--out", out)
     assert (code, err) == (0, "")
     assert "a: continuing: 5 of 20 chunks were done" in text
+    assert names(out) == outputs_of("a", "b")
+
+
+def test_polygons_that_cannot_be_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = slides(tmp_path / "in", "a", "b"), tmp_path / "out"
+    plain, left = shapely.coverage_simplify, ["TopologyException: side location\nconflict"]
+
+    def simplify(*args: Any, **more: Any) -> Any:
+        if left:
+            raise shapely.GEOSException(left.pop())
+        return plain(*args, **more)
+
+    monkeypatch.setattr(shapely, "coverage_simplify", simplify)
+    code, _, err = run(folder, "--out", out)
+    assert code == 1
+    check_whole_or_absent(out, "a", "b")
+    line = "the polygons cannot be made (GEOSException: TopologyException: side location conflict)"
+    assert f"wsiseg: error: {out / 'a.geojson'}: {line}; start" in err
+    assert {k: r["status"] for k, r in rows(out).items()} == {"a": "failed", "b": "ok"}
+    advised = ["export", str(out / "a.canvas"), "--out", str(tmp_path / "e"), "--only"]
+    assert CliRunner().invoke(cli, [*advised, "mask,overview"]).exit_code == 0
+    assert names(tmp_path / "e") == ["a.json", "a.mask.ome.tif", "a.overview.png"]
+    code, text, err = run(folder, "--out", out, "--tolerance", "2")
+    assert (code, err) == (0, "")
+    assert "a: continuing: 20 of 20 chunks were done" in text
     assert names(out) == outputs_of("a", "b")
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from shapely.errors import ShapelyError
 
 from wsiseg.atomic import staged
 from wsiseg.canvas import Canvas
@@ -130,7 +133,7 @@ def write_outputs(
     Files of others under these names are replaced, see `refuse_foreign`.
 
     Raises:
-        OutputError: they cannot be written, or some of another slide or model would stay.
+        OutputError: they cannot be made or written, or some of another slide or model would stay.
     """
     options = options or OutputOptions()
     folder = Path(folder)
@@ -154,7 +157,8 @@ def write_outputs(
         if "mask" in at:
             write_pyramid(at["mask"], canvas, compression=options.compression)
         if "geojson" in at:
-            report = write_geojson(at["geojson"], canvas, options.polygons, regions=regions())
+            with _geometry_told(folder / names["geojson"]):
+                report = write_geojson(at["geojson"], canvas, options.polygons, regions=regions())
             polygons = {"options": asdict(options.polygons), **asdict(report)}
         if "overview" in at:
             write_overview(at["overview"], canvas, areas=areas)
@@ -166,6 +170,24 @@ def write_outputs(
             polygons=polygons if "geojson" in kinds else old.get("polygons"),
         )
     return OutputFiles(finals, areas, polygons)
+
+
+@contextmanager
+def _geometry_told(path: Path) -> Iterator[None]:
+    """Tell of which file the polygons are that the library of geometry gave up on.
+
+    Raises:
+        OutputError: it did.
+    """
+    try:
+        yield
+    except ShapelyError as e:
+        reason = " ".join(str(e).split())
+        raise OutputError(
+            f"{path}: the polygons cannot be made ({type(e).__name__}: {reason}); start the same"
+            " command again with another --tolerance, or make the other files of the canvas with"
+            " wsiseg export --only mask,overview"
+        ) from e
 
 
 def _kept(folder: Path, old: dict[str, Any], kinds: list[str]) -> dict[str, str]:
