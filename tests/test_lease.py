@@ -246,11 +246,34 @@ def test_a_lock_that_cannot_be_removed_hides_no_other_error(
 
 
 def test_leftovers_are_swept_but_not_claims_in_use(tmp_path: Path) -> None:
-    write(tmp_path / "a.lock")
-    for name in (".a.lock.abc", ".a.lock.old", ".gone.lock.abc"):
+    used, old = f".a.lock.{'a' * 16}", f".a.lock.{'0' * 16}"
+    write(tmp_path / "a.lock", token="a" * 16)
+    for name in (used, old, ".a.lock.empty", f".gone.lock.{'a' * 16}"):
         write(tmp_path / name)
     sweep(tmp_path)
-    assert names(tmp_path) == [".a.lock.abc", "a.lock"]
+    assert names(tmp_path) == [used, "a.lock"]
+
+
+@pytest.mark.parametrize("closed", ["unlink", "read_bytes"])
+def test_what_is_no_claim_and_what_is_another_users_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    theirs, plain = f".b.lock.{'1' * 16}", getattr(Path, closed)
+    kept = [".a.lock.b.geojson.01234567.part", ".yarn.lock.bak", theirs, "b.lock"]
+    folders = [".a.lock.b.canvas.gone", f".d.lock.{'2' * 16}"]
+    for name in (*kept, f".c.lock.{'0' * 16}"):
+        write(tmp_path / name)
+    for name in folders:
+        (tmp_path / name).mkdir()
+
+    def act(path: Path, **more: Any) -> Any:
+        if path.name in (theirs, "b.lock"):
+            raise PermissionError(13, "Permission denied")
+        return plain(path, **more)
+
+    monkeypatch.setattr(Path, closed, act)
+    sweep(tmp_path)
+    assert names(tmp_path) == sorted(kept + folders)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

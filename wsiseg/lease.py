@@ -211,10 +211,12 @@ class Locks:
 
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed while they took or released locks left in a folder."""
-    for claim in folder.glob(".*.lock.*"):
-        name = claim.name[1:].rpartition(".")[0]
-        if _claim_path(folder / name, _token(_read(folder / name))) != claim:
-            claim.unlink(missing_ok=True)
+    for end in ("[0-9a-f]" * 16, "empty"):
+        for claim in folder.glob(f".*.lock.{end}"):
+            lock = claim.with_name(claim.stem[1:])
+            with suppress(OSError):  # another user's, or a folder
+                if _claim_path(lock, _token(_read(lock))) != claim:
+                    claim.unlink(missing_ok=True)
 
 
 def _claim_path(path: Path, token: str | None) -> Path:
@@ -275,8 +277,7 @@ def _parse(text: bytes | None) -> dict[str, Any] | None:
         who = json.loads(text or b"")
     except ValueError:
         return None
-    keys = {"host", "machine", "pid", "token"}
-    return who if isinstance(who, dict) and keys <= set(who) else None
+    return who if isinstance(who, dict) and {"host", "machine", "pid", "token"} <= {*who} else None
 
 
 def _token(text: bytes | None) -> str | None:
@@ -292,9 +293,8 @@ def _has_ended(who: dict[str, Any] | None) -> bool:
         return False
     if who["pid"] == os.getpid():
         return who["token"] not in _HELD
-    with suppress(PermissionError, OverflowError):
-        try:
-            os.kill(who["pid"], 0)
-        except ProcessLookupError:
-            return True
+    try:
+        os.kill(who["pid"], 0)
+    except (OSError, OverflowError) as e:
+        return isinstance(e, ProcessLookupError)
     return False
