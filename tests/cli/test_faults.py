@@ -132,6 +132,7 @@ def common_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     if root:
+        "".encode("ascii")  # loads the codec now: nobody may not look into a home folder's Python
         os.chown(folder, NOBODY, NOBODY)
         os.seteuid(NOBODY)
     yield folder
