@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ from touching import Touching, config, grey_images, sequence, stored
 
 from wsiseg.classes import IGNORE, Classes, TissueClass
 from wsiseg.datasets.augment import AugmentConfig
+from wsiseg.datasets.table import dataset_mapping, open_dataset
 from wsiseg.errors import ConfigError, DatasetError
 from wsiseg.training.background import AnnotatedConfig, Background, BackgroundConfig
+from wsiseg.training.finish import card_of
+from wsiseg.training.inputs import Inputs
+from wsiseg.training.learnt import warn_of_learnt_validation, warn_of_training_images
 from wsiseg.training.tiles import SourceConfig
 
 
@@ -71,6 +76,34 @@ def test_annotated_images_are_background_where_they_say_so(tmp_path: Path) -> No
     assert (masks[(values == 5) | (values == 185)] == IGNORE).all()
     assert not batch.borders[lung].any()
     assert np.array_equal(patches.batch([150]).images[0], batch.images[150])
+
+
+def test_annotated_images_are_on_the_card(tmp_path: Path) -> None:
+    name = annotated_folder(tmp_path / "lung")
+    with (tmp_path / "lung" / "other.yaml").open("a") as file:
+        file.write("terms: research only\nparts: [{name: test, measuring: true}, {name: train}]\n")
+    data = stored(tmp_path)
+    chosen = AnnotatedConfig(name, "lung", ("Stroma",))
+    own = Background.load(BackgroundConfig(annotated=(chosen,)), data, mpp=1.0)
+    inputs = Inputs(data, [0], [], np.zeros((0, 2), np.int64))
+    card, licence = card_of(tmp_path / "m", config(), inputs, own, {"dataset": {}})
+    assert licence == "research only"
+    described = dataset_mapping(name)
+    lung = open_dataset(described, tmp_path / "lung", "test")
+    with pytest.warns(UserWarning, match="1 of the 1 images were in the model's training"):
+        warn_of_training_images(card, described, lung, part="test")
+    later = {"dataset": {}, "extractor": {"licence": licence, **card}}
+    with pytest.warns(UserWarning, match="1 of the 1 validation images were in the training of"):
+        warn_of_learnt_validation(later, Inputs(lung, [], [0], inputs.pixels).read(), [])
+    with pytest.warns(UserWarning, match=r"1 of the 1 validation images are in background\.annot"):
+        warn_of_learnt_validation({}, Inputs(lung, [], [0], inputs.pixels).read(), own.contents)
+    measuring = BackgroundConfig(annotated=(replace(chosen, part="test"),))
+    with pytest.warns(UserWarning, match=r"other\.yaml: test is for measuring"):
+        Background.load(measuring, data, mpp=1.0)
+    (tmp_path / "lung" / "mask" / "a.png").unlink()
+    Image.fromarray(np.full((40, 40), 9, np.uint8)).save(tmp_path / "lung" / "mask" / "a.png")
+    unlabelled = Background.load(BackgroundConfig(annotated=(chosen,)), data, mpp=1.0)
+    assert unlabelled.contents == []  # nothing was learnt from it
 
 
 def test_images_beside_a_data_set_that_is_a_link(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.calibration import Reliability
 from wsiseg.training.contents import contents_of
 from wsiseg.training.evaluate import Evaluation
+from wsiseg.training.learnt import warn_of_training_images
 from wsiseg.training.metrics import pixel_metrics
-from wsiseg.training.results import check_labelled, warn_of_training_images, write_results
+from wsiseg.training.results import check_labelled, write_results
 
 CLASSES = Classes((TissueClass("rest", (0, 0, 200), True), TissueClass("nuclei", (200, 0, 0))))
 

@@ -65,11 +65,11 @@ def command(
     from wsiseg.datasets.table import dataset_mapping, open_dataset
     from wsiseg.models.checkpoint import load_model
     from wsiseg.training.evaluate import Measuring, evaluate
+    from wsiseg.training.learnt import warn_of_training_images
     from wsiseg.training.patches import warn_of_enlarging
     from wsiseg.training.results import (
         check_labelled,
         claim_results,
-        warn_of_training_images,
         write_results,
     )
 

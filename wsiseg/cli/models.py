@@ -228,7 +228,14 @@ def _feature_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"  together {sum(r['channels'] for r in rows):>22}"
 
 
-_LONG = {"training_images": "names", "training_groups": "names", "training_contents": "checksums"}
+_LONG = {
+    "training_images": "names",
+    "training_groups": "names",
+    "validation_groups": "names",
+    "training_contents": "checksums",
+    "background_contents": "checksums",
+    "ancestors": "records",
+}
 """Lists of a card that are not for people."""
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "build_extractor",
     "build_segmenter",
     "extractor_mapping",
+    "file_name",
     "load_extractor",
     "load_model",
     "read_card",
@@ -173,7 +174,7 @@ def load_model(name_or_path: str | Path, *, device: str = "auto") -> Segmenter:
         if config.extractor[key] != value:
             raise CheckpointError(f"{path}: {key} is not {value}, as {name_or_path} has it")
     info = {
-        "name": entry.name if entry else _file_name(path),
+        "name": entry.name if entry else file_name(path),
         "sha256": storage.sha256_of(path),
         "licence": metadata["licence"],
         "card": metadata["card"],
@@ -227,7 +228,7 @@ def load_extractor(
     return extractor.eval().to(target)
 
 
-def _file_name(path: Path) -> str:
+def file_name(path: Path) -> str:
     """What to call a model by its file; that of a training run is called by its folder."""
     return path.stem if path.stem != "model" else path.resolve().parent.name
 

@@ -86,17 +86,29 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    text = as_text(path, metadata)
+    with staged(path, also=(SafetensorError,)) as (part,):
+        save_file(_unshared(tensors), part, metadata={KEY: text})
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def as_text(path: Path, metadata: Mapping[str, Any]) -> str:
+    """The metadata as they are written into a file.
+
+    Raises:
+        OutputError: they could not be read back.
+    """
     try:
         text = json.dumps({"format": FORMAT, **metadata}, allow_nan=False, sort_keys=True)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, RecursionError) as e:
         raise OutputError(f"{path}: the card holds what JSON cannot ({e}); write it as text") from e
     if len(text.encode()) > MAX_METADATA:
         raise OutputError(f"{path}: the card is over {MAX_METADATA} bytes; shorten it")
     if odd := _odd_in_card(metadata):
         raise OutputError(f"{path}: not written: the card's {odd}")
-    with staged(path, also=(SafetensorError,)) as (part,):
-        save_file(_unshared(tensors), part, metadata={KEY: text})
-        part.chmod(0o644)  # safetensors makes files that only their owner can read
+    if _too_deep(metadata):
+        raise OutputError(f"{path}: the card is nested deeper than {MAX_DEPTH} levels; flatten it")
+    return text
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,7 +209,8 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
         metadata: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: damaged metadata; fetch the file again") from e
-    _check_depth(path, metadata)
+    if _too_deep(metadata):
+        raise CheckpointError(f"{path}: metadata nested deeper than {MAX_DEPTH} levels")
     version = metadata.get("format") if isinstance(metadata, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path}: metadata without a format version; fetch the file again")
@@ -213,13 +226,12 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
     return metadata
 
 
-def _check_depth(path: Path, metadata: Any) -> None:
+def _too_deep(metadata: Any) -> bool:
     level: list[Any] = [metadata] if isinstance(metadata, dict) else []
     for _ in range(MAX_DEPTH):
         inner = [v.values() if isinstance(v, dict) else v for v in level]
-        level = [v for values in inner for v in values if isinstance(v, dict | list)]
-    if level:
-        raise CheckpointError(f"{path}: metadata nested deeper than {MAX_DEPTH} levels")
+        level = [v for values in inner for v in values if isinstance(v, dict | list | tuple)]
+    return bool(level)
 
 
 def _check_card(path: Path, metadata: Mapping[str, Any]) -> None:
@@ -236,7 +248,8 @@ def _odd_in_card(metadata: Mapping[str, Any]) -> str:
     for name in ("pretraining", "dataset"):
         if not isinstance(card.get(name, {}), dict):
             return f"{name} must be a mapping"
-    for name in ("training_images", "training_groups", "training_contents"):
+    lists = ("training_images", "training_groups", "training_contents")
+    for name in (*lists, "validation_groups", "background_contents"):
         found = card.get(name, [])
         if not isinstance(found, list) or not all(isinstance(v, str) for v in found):
             return f"{name} must be a list of names"

@@ -9,6 +9,7 @@ be laid over a part of any patch. Knows no networks.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from wsiseg.datasets.base import LabelledDataset
 from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
 from wsiseg.errors import ConfigError
 from wsiseg.names import as_written
+from wsiseg.training.contents import checksum_of
 from wsiseg.training.tiles import SourceConfig, TilePool, load_pools, warn_of_small
 
 UInt8 = npt.NDArray[np.uint8]
@@ -88,7 +90,8 @@ class AnnotatedPool:
     ) -> None:
         """Read all of them and bring them to `mpp`.
 
-        With `borders` objects are marked with `UNDRAWN`.
+        With `borders` objects are marked with `UNDRAWN`. `contents` are the checksums of those
+        with labels, `terms` those of the data set.
 
         Raises:
             ConfigError: no such class, there or here.
@@ -101,9 +104,21 @@ class AnnotatedPool:
         dataset = open_dataset(described, folder, part)
         table = np.full(256, IGNORE, np.uint8)
         table[: len(dataset.classes)] = _labels(config, dataset.classes, classes, borders=borders)
-        items = (dataset[i] for i in range(len(dataset)))
+        if dataset.measuring:
+            warnings.warn(
+                f"background.annotated {config.dataset}: {part} is for measuring; do not measure "
+                "on it now",
+                stacklevel=2,
+            )
         ratio = dataset.mpp / mpp
-        self._pairs = [at_mpp(item.image, table[item.mask], ratio) for item in items]
+        self._pairs: list[tuple[UInt8, UInt8]] = []
+        self.contents: list[str] = []
+        for item in (dataset[i] for i in range(len(dataset))):
+            mask = table[item.mask]
+            self._pairs.append(at_mpp(item.image, mask, ratio))
+            if (mask != IGNORE).any():
+                self.contents.append(checksum_of(item.image))
+        self.terms = dataset.terms
         self.names = [f"{config.path}:{name}" for name in dataset.names]
 
     def patch(
@@ -145,6 +160,8 @@ class Background:
         """Patches are cut from `annotated` and from `pool`, if there is one, of files `names`."""
         self._pool, self._annotated, self._label = pool, annotated, label
         self.names = [*names, *(name for a in annotated for name in a.names)]
+        self.contents = [c for a in annotated for c in a.contents]
+        self.terms = [a.terms for a in annotated]
         self.share = config.share if pool or annotated else 0.0
         self.glass = config.glass
         weights = [sum(s.weight for s in config.sources), *(a.weight for a in config.annotated)]

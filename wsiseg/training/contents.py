@@ -41,14 +41,19 @@ def contents_of(dataset: LabelledDataset, indices: Sequence[int]) -> Contents:
             said = time.monotonic()
             print(f"reading images: {done} of {len(indices)}", flush=True)
         item = dataset[index]
-        label = _checksum(item.mask)
+        label = _crc(item.mask)
         if item.instances is not None:
-            label = _checksum(item.instances, label)
-        images.append(f"{_checksum(item.image):08x}")
+            label = _crc(item.instances, label)
+        images.append(checksum_of(item.image))
         labels.append(f"{label:08x}")
     return Contents(tuple(images), tuple(labels))
 
 
-def _checksum(array: npt.NDArray[Any], start: int = 0) -> int:
+def checksum_of(image: npt.NDArray[Any]) -> str:
+    """8 hexadecimal digits of an image's decoded pixels."""
+    return f"{_crc(image):08x}"
+
+
+def _crc(array: npt.NDArray[Any], start: int = 0) -> int:
     """CRC-32 of an array's shape and bytes."""
     return zlib.crc32(array.tobytes(), zlib.crc32(repr(array.shape).encode(), start))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,12 @@ from wsiseg.classes import Classes
 from wsiseg.datasets.base import LabelledDataset, class_pixels
 from wsiseg.errors import DatasetError, OutputError
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.training.contents import contents_of
 from wsiseg.training.curves import draw_confusion, draw_reliability
 from wsiseg.training.evaluate import Evaluation, Measuring, predict_item
 from wsiseg.training.findings import found_labels
 from wsiseg.training.panels import panel_file, write_panel
 from wsiseg.training.published import published_rows
 from wsiseg.training.report import Pictures, write_report
-
-_OF_LABELS = ("classes", "ignore", "terms", "group", "parts", "masks", "instances", "cache_mb")
-"""Options of data sets that say nothing of the images."""
-_OF_CUTTING = ("cut", "patch_px", "stride_px", "max_ignored", "min_labelled", "mpp")
-"""Options of how images are cut out of files."""
 
 
 def check_labelled(dataset: LabelledDataset) -> None:
@@ -44,92 +37,6 @@ def check_labelled(dataset: LabelledDataset) -> None:
             f"none of the {len(dataset)} images has a labelled pixel, so there is nothing to "
             "measure; choose another --split or --fold, or see which values the options ignore"
         )
-
-
-def warn_of_training_images(
-    card: Mapping[str, Any], described: Mapping[str, Any], dataset: LabelledDataset, *, part: str
-) -> None:
-    """Warn where a model has learnt from the images that it is to be measured on.
-
-    Its card, and those of what it was trained from, which lie inside, hold checksums of images;
-    those of earlier versions only names. Of the same part of a data set groups tell, too: of the
-    same patients there may be images that were not trained on, or images cut in another way.
-
-    Args:
-        card: the model's.
-        described: options of the data set.
-        dataset: what is to be measured; its images are read if the card holds checksums.
-        part: of the data set.
-
-    Raises:
-        DatasetError, SlideError: an image cannot be read.
-    """
-    cards = list(_cards(card))
-    contents: Sequence[str] = ()
-    if any(_listed(about, "training_contents") for about in cards):
-        contents = contents_of(dataset, range(len(dataset))).images
-    seen: set[int] = set()
-    grouped: set[int] = set()
-    for about in cards:
-        held = _listed(about, "training_contents")
-        own = about.get("dataset")
-        own = own if isinstance(own, Mapping) else None
-        if held:
-            seen |= _places(contents, held)
-        elif own is not None and _fits(own, described, but=_OF_LABELS):
-            seen |= _places(dataset.names, _listed(about, "training_images"))
-        if (
-            own is not None
-            and own.get("part") == part
-            and _fits(own, described, but=(*_OF_LABELS, *_OF_CUTTING))
-            and not (held and _others(about, described, dataset.names, contents))
-        ):
-            grouped |= _places(dataset.groups, _listed(about, "training_groups"))
-    if seen or grouped:
-        what = "were in" if len(seen) >= len(grouped) else "are of patients or slides of"
-        warnings.warn(
-            f"{max(len(seen), len(grouped))} of the {len(dataset)} images {what} the model's "
-            "training: these numbers do not say how good it is",
-            stacklevel=2,
-        )
-
-
-def _cards(card: Any) -> Iterator[Mapping[str, Any]]:
-    """A card, then those of what the model was trained from, which lie inside."""
-    while isinstance(card, Mapping):
-        yield card
-        card = card.get("extractor")
-
-
-def _places(values: Sequence[str], known: Sequence[str]) -> set[int]:
-    """Where in `values` those stand that are among the `known`."""
-    among = set(known)
-    return {i for i, value in enumerate(values) if value in among}
-
-
-def _others(
-    card: Mapping[str, Any],
-    described: Mapping[str, Any],
-    names: Sequence[str],
-    contents: Sequence[str],
-) -> bool:
-    """Whether images of the same names are others than those of a card: another folder's, whose
-    groups say nothing. Of images cut from larger ones that cannot be told."""
-    trained = _listed(card, "training_images"), _listed(card, "training_contents")
-    held = dict(zip(*trained, strict=False))
-    changed = any(held.get(n, c) != c for n, c in zip(names, contents, strict=True))
-    return "patch_px" not in described and changed
-
-
-def _fits(own: Mapping[str, Any], described: Mapping[str, Any], *, but: Sequence[str]) -> bool:
-    """Whether options of a data set are those that a card names."""
-    return all(own.get(k) == v for k, v in described.items() if k not in but)
-
-
-def _listed(card: Mapping[str, Any], key: str) -> list[str]:
-    """The names or checksums that a card lists."""
-    listed = card.get(key)
-    return listed if isinstance(listed, list) else []
 
 
 def claim_results(out: Path) -> None:

@@ -6,7 +6,7 @@ Knows the configuration and checkpoints, no data.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 
 from wsiseg.errors import CheckpointError, ConfigError, ModelError, UsageError
 from wsiseg.models.base import FeatureExtractor
-from wsiseg.models.checkpoint import load_extractor, load_model, read_card
+from wsiseg.models.checkpoint import file_name, load_extractor, load_model, read_card
 from wsiseg.models.devices import pick_device
 from wsiseg.models.extractors.hipt import from_pathsegdiff
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
@@ -26,7 +26,9 @@ from wsiseg.models.registry import (
     with_options,
 )
 from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.storage import sha256_of
 from wsiseg.models.zoo import find
+from wsiseg.training.ancestors import kept_of
 from wsiseg.training.train_config import TrainConfig
 
 DEFAULT = "pathsegdiff-brca"
@@ -94,7 +96,7 @@ def starting_point(
             raise type(e)(
                 f"no --extractor was given: {e}; or give another, such as glas-small"
             ) from e
-    origin, own = _origin(given)
+    origin, own = _origin(given, with_head=with_head)
     mpp = config.mpp or own or DEFAULT_MPP
     if own and config.resize_px is None and max(mpp / own, own / mpp) > CLOSE:
         warnings.warn(
@@ -105,13 +107,15 @@ def starting_point(
     return Start(start, replace(config, mpp=mpp), origin)
 
 
-def _origin(given: str) -> tuple[dict[str, Any], float | None]:
+def _origin(given: str, *, with_head: bool) -> tuple[dict[str, Any], float | None]:
     """What the card says of a file, and the resolution it was made for, if it tells."""
     entry, file = find(given)
     if file is None:
         return {}, None
     card = read_card(file)
-    about = {"extractor": {"licence": card["licence"], **card["card"]}}
+    kept, *older = kept_of({**card["card"], "licence": card["licence"]}, with_head=with_head)
+    kept |= {"name": entry.name if entry else file_name(file), "sha256": sha256_of(file)}
+    about = {"extractor": kept, "ancestors": older}
     own = card["config"].get("mpp") or card["card"].get("pretraining", {}).get("mpp")
     return about, own or (DEFAULT_MPP if entry else None)
 
@@ -182,8 +186,8 @@ def _over(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, **asked, **{k: _over(own[k], v) for k, v in there.items()}}
 
 
-def licence_of(config: TrainConfig, terms: str, origin: Mapping[str, Any]) -> str:
+def licence_of(config: TrainConfig, terms: Iterable[str], origin: Mapping[str, Any]) -> str:
     """The terms of the weights: the configuration's, else the data's and the extractor's."""
-    extractor = origin.get("extractor", {}).get("licence", "")
-    known = [t for t in dict.fromkeys((terms, extractor)) if t and t != "unknown"]
+    every = "; ".join((*terms, origin.get("extractor", {}).get("licence", "")))
+    known = [t for t in dict.fromkeys(every.split("; ")) if t and t != "unknown"]
     return config.licence or "; ".join(known) or "unknown"

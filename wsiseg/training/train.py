@@ -25,13 +25,15 @@ from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_mapping
 from wsiseg.models.segmenter import ModelInfo, Segmenter
 from wsiseg.stain import StainBasis, normalise_image, target_of
+from wsiseg.training.ancestors import BACKGROUND
 from wsiseg.training.background import Background
 from wsiseg.training.claim import claim_run
 from wsiseg.training.feature_cache import FeatureCache
 from wsiseg.training.files import resume_step
-from wsiseg.training.finish import write_models
+from wsiseg.training.finish import card_of, write_models
 from wsiseg.training.head_task import HeadTask
 from wsiseg.training.inputs import Inputs, choose_inputs, claim_inputs, warn_of_unseen
+from wsiseg.training.learnt import warn_of_learnt_validation
 from wsiseg.training.loop import run_loop
 from wsiseg.training.patches import ImageStore, Patches, UInt8, to_resolution, warn_of_enlarging
 from wsiseg.training.processes import Processes
@@ -56,10 +58,11 @@ def train(
         dataset: labelled images to train on; validation images are taken from it by group.
         start: an extractor, or a model whose head is gone on with; see `starting_point`. Training
             is on its device; `config.trainable` says what of the extractor changes.
-        out: run folder: config.json, inputs.json, log.csv, validation.csv, curves.png, panels/,
-            tensorboard/, state.pt, model.safetensors (the best) and last.safetensors.
+        out: run folder: config.json, inputs.json, log.csv, validation.csv, curves.png,
+            validation/, tensorboard/, state.pt, model.safetensors (the best) and last.safetensors.
         resume: continue from the state that is there.
-        provenance: what the card says of data and extractor.
+        provenance: what the card says of data and extractor; its `extractor` and `ancestors` are
+            the cards of `starting_point`.
 
     Returns:
         The checkpoint.
@@ -98,6 +101,10 @@ def train(
         background=() if batches.background is None else batches.background.names,
         resumed=state[0] > 0,
     )
+    path, about = out / "model.safetensors", provenance or {}
+    card, licence = card_of(path, config, inputs, batches.background, about)
+    if processes.first:
+        warn_of_learnt_validation(about, inputs, card[BACKGROUND])
     cache = None
     if config.feature_cache.patches:
         limit = round(config.feature_cache.limit_gb * 1e9)
@@ -110,9 +117,8 @@ def train(
         pool=config.feature_cache.patches,
     )
     run_loop(task, stream, config.loop, run=out, seed=config.seed, state=state)
-    path = out / "model.safetensors"
     if processes.first:
-        write_models(path, task, provenance or {})
+        write_models(path, task, card, licence)
         shutil.rmtree(out / "features", ignore_errors=True)  # of no use to a complete run
     processes.wait()
     return path
