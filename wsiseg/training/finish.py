@@ -81,6 +81,7 @@ def card_of(
     if starts := chain(provenance)[1:]:
         kept, *older = without_repeats(card, starts)
         card |= {"extractor": kept, "ancestors": older}
+    card = {k: v for k, v in card.items() if v or k not in (HELD, BACKGROUND, "ancestors")}
     licence = licence_of(config, terms, provenance)
     as_text(path, {"card": card, "licence": licence})
     return card, licence

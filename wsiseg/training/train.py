@@ -104,7 +104,7 @@ def train(
     path, about = out / "model.safetensors", provenance or {}
     card, licence = card_of(path, config, inputs, batches.background, about)
     if processes.first:
-        warn_of_learnt_validation(about, inputs, card[BACKGROUND])
+        warn_of_learnt_validation(about, inputs, card.get(BACKGROUND, ()))
     cache = None
     if config.feature_cache.patches:
         limit = round(config.feature_cache.limit_gb * 1e9)
