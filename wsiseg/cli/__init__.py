@@ -92,7 +92,9 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Show wsiseg's own warnings, which are for the user, as one line each."""
+    """Show wsiseg's own warnings, which are for the user, as one line each; none of Pillow's."""
+    if "PIL" in Path(filename).parts:
+        return  # of odd metadata, say: an image that cannot be used is an error
     own = category is UserWarning and "wsiseg" in Path(filename).parts
     text = f"wsiseg: warning: {message}\n"
     sys.stderr.write(

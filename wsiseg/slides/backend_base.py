@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +33,7 @@ TIFF_ERRORS = (
 )
 """What libraries raise for damaged or hostile files: MemoryError where a field asks for terabytes,
 SyntaxError from the XML of a description."""
+_FILTERS = threading.RLock()
 
 
 class NotThisBackend(Exception):  # noqa: N818
@@ -65,6 +70,19 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release the file."""
         ...
+
+
+@contextmanager
+def without_warnings(*packages: str) -> Iterator[None]:
+    """Within the block, which should be short, no warning of some packages is shown.
+
+    Filters of warnings are the whole process's: only one thread at a time is in such a block, and
+    warnings of other packages, from whatever thread, are shown as ever.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        for package in packages:
+            warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+        yield
 
 
 def over_white(rgba: UInt8) -> UInt8:

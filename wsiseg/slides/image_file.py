@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from wsiseg.slides.backend_base import TIFF_ERRORS, short_message
+from wsiseg.slides.backend_base import TIFF_ERRORS, short_message, without_warnings
 
 MAX_IMAGE_PX = 500_000_000
 """Pixels of an image, which is decoded whole, in 2 GB and more."""
@@ -35,17 +34,18 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         UnknownImageError: it is no image of FORMATS.
         ImageFileError: it is damaged or too large, also where that shows inside the block.
     """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow warns of ends in an error or is harmless
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_IMAGE_PX:
-                    raise ImageFileError(
-                        f"{width} x {height} px is too large for a plain image (limit "
-                        f"{MAX_IMAGE_PX // 1_000_000} megapixels)"
-                    )
+        with _unlimited() as limit:
+            image = Image.open(path, formats=FORMATS)
+        with image:
+            width, height = image.size
+            if width * height > MAX_IMAGE_PX:
+                raise ImageFileError(
+                    f"{width} x {height} px is too large for a plain image (limit "
+                    f"{MAX_IMAGE_PX // 1_000_000} megapixels)"
+                )
+            large = limit is not None and width * height > limit  # TIFF: looked at again
+            with _unlimited() if large else nullcontext():
                 yield image
     except FileNotFoundError:
         raise
@@ -53,7 +53,19 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise UnknownImageError("not an image of a format that is read") from e
     except MemoryError as e:
         raise ImageFileError("there is not enough memory to decode it") from e
-    except (EOFError, *TIFF_ERRORS) as e:
+    except (EOFError, Image.DecompressionBombError, *TIFF_ERRORS) as e:
         raise ImageFileError(short_message(e)) from e
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def _unlimited() -> Iterator[int | None]:
+    """Pillow without its limit on pixels, which is the whole process's: one thread at a time.
+
+    Gives the limit that holds before and after.
+    """
+    with without_warnings("PIL"):  # what it warns of ends in an error or is harmless
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield limit
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit

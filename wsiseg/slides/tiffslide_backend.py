@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from wsiseg.slides.backend_base import (
     over_white,
     short_message,
     unreadable,
+    without_warnings,
 )
 from wsiseg.slides.limits import MAX_CHUNK_PX, check_levels
 from wsiseg.slides.stream_size import stated_size
@@ -44,8 +44,7 @@ class TiffSlideBackend:
     def __init__(self, path: Path) -> None:
         check_tiff(path)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with without_warnings("tiffslide", "tifffile", "zarr", "fsspec"):
                 self._slide = tiffslide.TiffSlide(path)
                 _guard_decoders(self._slide)
                 raw = dict(self._slide.properties)
