@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from discs import Discs, config, fit, interrupt
+import torch
+from discs import CNN, Discs, config, fit, interrupt, network
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.datasets.base import LabelledImage, UInt8
@@ -14,8 +15,12 @@ from wsiseg.errors import (
     DatasetError,
     UsageError,
 )
-from wsiseg.training import contents
-from wsiseg.training.inputs import choose_inputs
+from wsiseg.models.registry import ModelConfig, build_segmenter
+from wsiseg.training import contents, head_task
+from wsiseg.training.evaluate import Evaluation
+from wsiseg.training.head_task import HeadTask
+from wsiseg.training.inputs import Inputs, choose_inputs
+from wsiseg.training.metrics import pixel_metrics
 
 
 def test_limit_draws_training_images_only() -> None:
@@ -71,6 +76,30 @@ def test_validation_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
 def test_classes_that_no_validation_image_has_are_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no validation image has a pixel of disc: the Dice"):
         fit(config(loop={"steps": 1}), tmp_path, data=Marked(validated(), 1))
+
+
+def test_a_stray_pixel_of_such_a_class_does_not_choose_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Discs()
+    data.classes = Classes((*Discs.classes, TissueClass("necrosis", (1, 1, 1))))
+    of = ModelConfig(
+        extractor=CNN, head=config().head, classes=data.classes.to_list(), mpp=1.0, window_px=32
+    )
+    model = build_segmenter(of, extractor=network(config()))
+    inputs = Inputs(data, range(4), range(4, 8), np.ones((4, 3), np.int64))
+    task = HeadTask(model, config(), inputs, run=tmp_path)
+    # Worse, and then better but for one pixel of a class that no validation image has.
+    matrices = [[[50, 10, 0], [10, 30, 0], [0, 0, 0]], [[59, 0, 1], [0, 40, 0], [0, 0, 0]]]
+    measured = [Evaluation(pixel_metrics(np.array(m), data.classes), {}) for m in matrices]
+    monkeypatch.setattr(head_task, "evaluate", lambda *_, **__: measured.pop(0))
+    chosen = []
+    for step in (1, 3):
+        outcome = task.after_step(step, 0.0)
+        assert outcome is not None
+        chosen.append(outcome.measured["dice"])
+    assert chosen == pytest.approx([(100 / 120 + 60 / 80) / 2, (118 / 119 + 1) / 2])
+    assert float(torch.load(tmp_path / "best.pt")["best"]) == pytest.approx(chosen[1])
 
 
 class Changed(Discs):

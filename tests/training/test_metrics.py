@@ -60,6 +60,18 @@ def test_absent_classes_are_left_out_of_the_means() -> None:
     assert list(got["per_class"]) == ["a"]
 
 
+def test_a_class_without_truth_is_in_the_means_unless_only_labelled_ones_are() -> None:
+    matrix = np.array([[59, 0, 1], [0, 40, 0], [0, 0, 0]])  # a stray pixel of c
+    whole = pixel_metrics(matrix, THREE)
+    assert whole["dice"] == pytest.approx((118 / 119 + 1 + 0) / 3)
+    labelled = pixel_metrics(matrix, THREE, only_labelled=True)
+    assert labelled["dice"] == labelled["f1"] == pytest.approx((118 / 119 + 1) / 2)
+    assert labelled["miou"] == pytest.approx((59 / 60 + 1) / 2)
+    for name in ("accuracy", "per_class", "confusion"):
+        assert labelled[name] == whole[name]
+    assert pixel_metrics(matrix * 0, THREE, only_labelled=True)["dice"] == 0
+
+
 def test_soft_dice_of_certain_answers() -> None:
     target = torch.randint(0, 3, (2, 16, 16), generator=torch.Generator().manual_seed(0))
     logits = torch.nn.functional.one_hot(target, 3).permute(0, 3, 1, 2).float() * 60

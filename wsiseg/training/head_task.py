@@ -24,6 +24,7 @@ from wsiseg.training.feature_cache import FeatureCache
 from wsiseg.training.inputs import Inputs
 from wsiseg.training.loop import Outcome
 from wsiseg.training.losses import border_loss, segmentation_loss, thin_background
+from wsiseg.training.metrics import pixel_metrics
 from wsiseg.training.patches import Batch
 from wsiseg.training.train_config import TrainConfig
 
@@ -163,9 +164,12 @@ class HeadTask:
         return Outcome({n: result.pixel[n] for n in ("accuracy", "dice", "miou")}, stop)
 
     def validate(self) -> Evaluation:
-        """Metrics on the validation images."""
+        """Metrics on the validation images; their means are over the classes that these have."""
         self.kept.eval()
-        return evaluate(self.kept, self.dataset, indices=self.inputs.validation)
+        result = evaluate(self.kept, self.dataset, indices=self.inputs.validation)
+        matrix = np.asarray(result.pixel["confusion"])
+        result.pixel = pixel_metrics(matrix, self.kept.info.classes, only_labelled=True)
+        return result
 
     def _keep(self, dice: float) -> None:
         self.module.best.fill_(dice)  # type: ignore[operator]

@@ -32,11 +32,14 @@ def confusion_matrix(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], count
     return np.bincount(index.ravel(), minlength=count * count).reshape(count, count)
 
 
-def pixel_metrics(matrix: Matrix, classes: Classes) -> dict[str, Any]:
+def pixel_metrics(
+    matrix: Matrix, classes: Classes, *, only_labelled: bool = False
+) -> dict[str, Any]:
     """Accuracy, Dice, IoU and F1 of a pooled matrix, with the per-class values.
 
     A class that occurs neither in truth nor in prediction has no value and is left out of the
-    means.
+    means; with `only_labelled`, so is one that does not occur in truth, whose Dice is 0 from the
+    first pixel predicted.
     """
     hits = np.diag(matrix).astype(float)
     truth, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
@@ -50,8 +53,10 @@ def pixel_metrics(matrix: Matrix, classes: Classes) -> dict[str, Any]:
             "precision": hits[k] / predicted[k] if predicted[k] else 0.0,
             "recall": hits[k] / truth[k] if truth[k] else 0.0,
         }
-    dice = float(np.mean([v["dice"] for v in per_class.values()])) if per_class else 0.0
-    miou = float(np.mean([v["iou"] for v in per_class.values()])) if per_class else 0.0
+    labelled = {name for k, name in enumerate(classes.names) if truth[k]}
+    counted = [v for name, v in per_class.items() if name in labelled or not only_labelled]
+    dice = float(np.mean([v["dice"] for v in counted])) if counted else 0.0
+    miou = float(np.mean([v["iou"] for v in counted])) if counted else 0.0
     return {
         "accuracy": float(hits.sum() / max(1, matrix.sum())),
         "dice": dice,
