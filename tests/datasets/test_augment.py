@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,74 @@ def test_patch_and_mask_move_together() -> None:
         assert ((patch[..., 0] > 100) != (target > 0)).mean() < 0.02
         seen.add(int(target.sum()))
     assert len(seen) > 10
+
+
+def slow_patch(
+    image: np.ndarray,
+    mask: np.ndarray,
+    size: tuple[int, int],
+    *,
+    rng: np.random.Generator,
+    config: AugmentConfig,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`random_patch` of the whole image, mirrored at all sides."""
+    height, width = size
+    factor = float(np.exp(rng.uniform(*np.log(config.scale))))
+    angle = rng.uniform(0, 2 * np.pi) if config.rotate else rng.integers(4) * np.pi / 2
+    flip = -1.0 if rng.random() < 0.5 else 1.0
+    cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
+    reach = int(np.ceil(np.hypot(height, width) / 2 / factor + 2 * config.elastic_px / factor)) + 2
+    halves = [min(n / factor, extent) / 2 for n, extent in zip(size, image.shape, strict=False)]
+    cx = float(rng.uniform(halves[1], image.shape[1] - halves[1])) + reach
+    cy = float(rng.uniform(halves[0], image.shape[0] - halves[0])) + reach
+    a, b, d, e = cos * flip, -sin, sin * flip, cos
+    x0, y0 = cx - a * width / 2 - b * height / 2, cy - d * width / 2 - e * height / 2
+    pad = ((reach, reach), (reach, reach))
+    sheet = Image.fromarray(np.pad(image, (*pad, (0, 0)), mode="symmetric"))
+    labels = Image.fromarray(np.pad(mask, pad, mode="symmetric"))
+    how: Any = Image.Transform.AFFINE
+    data: Any = (a, b, x0, d, e, y0)
+    if config.elastic_px:
+        how = Image.Transform.MESH
+        data = _net(size, np.array(data).reshape(2, 3), rng, shift_px=config.elastic_px)
+    patch = sheet.transform((width, height), how, data, Image.Resampling.BILINEAR)
+    target = labels.transform((width, height), how, data, Image.Resampling.NEAREST)
+    return np.asarray(patch), np.asarray(target)
+
+
+@pytest.mark.parametrize("elastic_px", [0.0, 6.0, 16.0])
+@pytest.mark.parametrize("rotate", [True, False])
+@pytest.mark.parametrize("scale", [(0.8, 1.25), (1.0, 1.0), (0.5, 0.5), (0.2, 4.0)])
+def test_patches_are_those_of_the_whole_mirrored_image(
+    scale: tuple[float, float], rotate: bool, elastic_px: float
+) -> None:
+    config = AugmentConfig(scale=scale, rotate=rotate, elastic_px=elastic_px)
+    draw = np.random.default_rng(0)
+    shapes = [(64, 64), (128, 128), (500, 400), (33, 700), (900, 20), (1, 1), (5, 300), (129, 64)]
+    for shape in shapes:
+        image = draw.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        mask = draw.integers(0, 256, shape, dtype=np.uint8)
+        for size in ((64, 64), (96, 31)):
+            for seed in range(3):
+                fast, slow = (np.random.default_rng(seed) for _ in range(2))
+                patch, target = random_patch(image, mask, size, rng=fast, config=config)
+                wanted, labels = slow_patch(image, mask, size, rng=slow, config=config)
+                assert np.array_equal(patch, wanted), (shape, size, seed)
+                assert np.array_equal(target, labels), (shape, size, seed)
+                assert fast.random() == slow.random()
+
+
+def test_a_patch_of_a_large_image_takes_the_memory_of_a_patch() -> None:
+    image, mask = np.zeros((2000, 2000, 3), np.uint8), np.zeros((2000, 2000), np.uint8)
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            random_patch(image, mask, (64, 64), rng=rng, config=AugmentConfig())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1_000_000
 
 
 def test_patches_larger_than_the_image_are_mirrored() -> None:

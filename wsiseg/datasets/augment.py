@@ -164,13 +164,16 @@ def random_patch(
     flip = -1.0 if rng.random() < 0.5 else 1.0
     cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
     reach = int(np.ceil(np.hypot(height, width) / 2 / factor + 2 * config.elastic_px / factor)) + 2
-    cx = _centre(image.shape[1], width / factor, rng) + reach
-    cy = _centre(image.shape[0], height / factor, rng) + reach
+    cx = _centre(image.shape[1], width / factor, rng)
+    cy = _centre(image.shape[0], height / factor, rng)
+    left, right = _span(image.shape[1], width / factor, cx, reach=reach)
+    top, bottom = _span(image.shape[0], height / factor, cy, reach=reach)
     a, b, d, e = cos * flip, -sin, sin * flip, cos
-    x0, y0 = cx - a * width / 2 - b * height / 2, cy - d * width / 2 - e * height / 2
-    pad = ((reach, reach), (reach, reach))
-    sheet = Image.fromarray(np.pad(image, (*pad, (0, 0)), mode="symmetric"))
-    labels = Image.fromarray(np.pad(mask, pad, mode="symmetric"))
+    x0 = cx + reach - a * width / 2 - b * height / 2 - (left + reach)
+    y0 = cy + reach - d * width / 2 - e * height / 2 - (top + reach)
+    sheet, labels = (
+        Image.fromarray(_mirrored(pixels, (top, bottom), (left, right))) for pixels in (image, mask)
+    )
     how: Any = Image.Transform.AFFINE
     data: Any = (a, b, x0, d, e, y0)
     if config.elastic_px:
@@ -220,3 +223,28 @@ def _centre(extent: float, needed: float, rng: np.random.Generator) -> float:
     """A centre that keeps the patch inside where it fits, else the middle."""
     half = min(needed, extent) / 2
     return float(rng.uniform(half, extent - half))
+
+
+def _span(extent: int, needed: float, centre: float, *, reach: int) -> tuple[int, int]:
+    """Start and stop along an axis of what a patch may reach, which may be beyond the edges.
+
+    Where the patch takes all of the axis, `reach` at either side of it: centres lie on whole pixels
+    there, so that the last bits of coordinates matter, and nothing is gained by cutting.
+    """
+    if extent <= needed + 1:
+        return -reach, extent + reach
+    return int(centre) - reach, int(centre) + reach + 1
+
+
+def _mirrored(pixels: UInt8, rows: tuple[int, int], columns: tuple[int, int]) -> UInt8:
+    """A cut (start, stop) of an image (H, W, ...), mirrored where it is beyond the edges."""
+    height, width = pixels.shape[:2]
+    inner = pixels[
+        max(0, rows[0]) : min(height, rows[1]), max(0, columns[0]) : min(width, columns[1])
+    ]
+    beyond = [
+        (max(0, -start), max(0, stop - extent))
+        for extent, (start, stop) in ((height, rows), (width, columns))
+    ]
+    beyond += [(0, 0)] * (pixels.ndim - 2)
+    return np.pad(inner, beyond, mode="symmetric")
