@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from wsiseg.classes import IGNORE
+from wsiseg.training import calibration
 from wsiseg.training.calibration import (
     BINS,
     TEMPERATURES,
@@ -103,6 +105,30 @@ def test_bins_are_those_of_scikit_learn() -> None:
     rows = [row for row in tally.rows() if row["count"]]
     np.testing.assert_allclose([row["accuracy"] for row in rows], accuracy)
     np.testing.assert_allclose([row["confidence"] for row in rows], confidence, rtol=1e-6)
+
+
+def test_an_image_is_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities, truth = image()
+    whole = Reliability()
+    whole.add(probabilities, truth)
+    for chunk in (1, 50, 17 * 23):
+        monkeypatch.setattr(calibration, "CHUNK_PX", chunk)
+        parts = Reliability()
+        parts.add(probabilities, truth)
+        for name in ("pixels", "ece", "mce", "nll", "brier"):
+            assert parts.summary()[name] == pytest.approx(whole.summary()[name], rel=1e-12)
+        for one, other in zip(parts.rows(), whole.rows(), strict=True):
+            assert (one["count"], one["accuracy"]) == (other["count"], other["accuracy"])
+            assert not one["count"] or one["confidence"] == pytest.approx(other["confidence"])
+    monkeypatch.setattr(calibration, "CHUNK_PX", 10_000)
+    large = np.full((4, 500, 400), 0.25, np.float32)
+    tracemalloc.start()
+    try:
+        Reliability().add(large, np.zeros((500, 400), np.uint8))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < large.nbytes / 2
 
 
 def test_bounds_of_bins_sure_mistakes_and_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.stain import StainBasis
+from wsiseg.training import sliding
 from wsiseg.training.sliding import predict_image, starts
 
 CLASSES = [
@@ -127,3 +129,21 @@ def test_an_ensemble_says_how_unsure_it_is() -> None:
     assert prediction.uncertainty.shape == (50, 40)
     assert 0 <= prediction.uncertainty.min() <= prediction.uncertainty.max() <= 1
     assert prediction.probabilities.shape == (2, 50, 40)
+
+
+def test_maps_of_seeds_are_added_up_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    several = []
+
+    def windows(_: Segmenter, image: np.ndarray, seed: int) -> Tensor:
+        several.append(sum(kept() is not None for kept in made))
+        maps = torch.full((2, *image.shape[:2]), float(seed))
+        made.append(weakref.ref(maps))
+        return maps
+
+    monkeypatch.setattr(sliding, "_windows", windows)
+    seeds = (1, 2, 3, 6)
+    found = predict_image(stain_model(32, 64), noise_image(50, 70), ratio=1.0, seeds=seeds)
+    assert max(several) == 1
+    assert found.probabilities.shape == (2, 50, 70)
+    assert (found.probabilities == 3).all()

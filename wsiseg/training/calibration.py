@@ -30,6 +30,8 @@ TEMPERATURES = (0.2, 10.0)
 """Temperatures that are looked at."""
 PIXELS = 20_000
 """Pixels that `sampled_pixels` takes of an image."""
+CHUNK_PX = 1 << 18
+"""Pixels, in whole rows, that `Reliability` counts at a time."""
 FOLDS = 10
 """Parts in which `checked_temperature` leaves groups out."""
 
@@ -37,7 +39,8 @@ FOLDS = 10
 class Reliability:
     """A tally over pixels that says how well probabilities agree with what is right.
 
-    Memory bound: four numbers a bin, whatever the number of images.
+    Memory bound: four numbers a bin, whatever the number of images, and while one is counted a few
+    copies of `CHUNK_PX` of its pixels.
     """
 
     def __init__(self, bins: int = BINS) -> None:
@@ -55,7 +58,13 @@ class Reliability:
             probabilities: (C, H, W) float32, which sum to 1 over the classes.
             truth: (H, W) uint8 classes 0..C-1, 255 = ignore.
         """
-        values, labels = _labelled(probabilities, truth)
+        step = max(1, CHUNK_PX // max(1, truth.shape[1]))
+        for top in range(0, truth.shape[0], step):
+            rows = slice(top, top + step)
+            self._add(*_labelled(probabilities[:, rows], truth[rows]))
+
+    def _add(self, values: Floats, labels: Ints) -> None:
+        """Count pixels."""
         confidence, best = values.max(axis=0), values.argmax(axis=0)
         index = np.searchsorted(self._edges[1:-1], confidence, side="left")
         bins = len(self._count)

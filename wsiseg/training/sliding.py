@@ -3,8 +3,8 @@
 Slides go through wsiseg.inference, which shares tiles and works on disk; this is for labelled
 images, at the images' own resolution.
 
-Memory bound: the probabilities of one image at the model's resolution, and the features of the
-rows of tiles that one row of windows needs.
+Memory bound: the probabilities of one image at the model's resolution, twice where there are
+several seeds of noise, and the features of the rows of tiles that one row of windows needs.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ def predict_image(
     pad = ((0, -small.shape[0] % tile), (0, -small.shape[1] % tile), (0, 0))
     padded = np.pad(small, pad, mode="symmetric")
     with torch.inference_mode():
-        parts = [_windows(segmenter, padded, seed) for seed in seeds]
-    total = torch.stack(parts).mean(dim=0)[:, : small.shape[0], : small.shape[1]]
+        total = _windows(segmenter, padded, seeds[0])
+        for seed in seeds[1:]:
+            total += _windows(segmenter, padded, seed)
+        total = total.div_(len(seeds))[:, : small.shape[0], : small.shape[1]]
     full = nnf.interpolate(total[None], size=(height, width), mode="bilinear", align_corners=False)
     maps = full[0].numpy()
     count, outputs = len(segmenter.info.classes), segmenter.info.output_count
@@ -102,7 +104,7 @@ def _windows(segmenter: Segmenter, image: UInt8, seed: int) -> Tensor:
                 total = torch.zeros(len(maps), *image.shape[:2])
             total[:, y : y + sides[0], x : x + sides[1]] += maps * weight
             weights[y : y + sides[0], x : x + sides[1]] += weight
-    return total / weights
+    return total.div_(weights)
 
 
 class _Tiles:
