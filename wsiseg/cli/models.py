@@ -1,4 +1,4 @@
-"""`wsiseg models`: list and show models, import the authors' weights, complete a card."""
+"""`wsiseg models`: list and show models, import the authors' weights, complete, average."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OBJECT = ("f1", "dice", "hausdorff")
 
 @click.group()
 def command() -> None:
-    """List, show and import models; complete a model's card."""
+    """List, show and import models; complete a model's card; average models."""
 
 
 @command.command("list")
@@ -144,6 +144,17 @@ def card_command(
     if measured:
         statements["metrics"] = measured
     add_to_card(path, statements, out=out, settings=settings)
+    click.echo(f"written: {out}")
+
+
+@command.command("average")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--out", type=PATH, required=True, help="The .safetensors file to write.")
+def average_command(models: tuple[str, ...], out: Path) -> None:
+    """Write the mean of the weights of MODELS, which were trained on from one another."""
+    from wsiseg.training.average import average_models
+
+    average_models(models, out)
     click.echo(f"written: {out}")
 
 

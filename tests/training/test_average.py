@@ -1,0 +1,78 @@
+"""The mean of models: weights, card, and what has none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from wsiseg.classes import Classes, TissueClass
+from wsiseg.cli.models import command
+from wsiseg.errors import UsageError
+from wsiseg.models.checkpoint import load_model, read_card, save_checkpoint
+from wsiseg.models.registry import ModelConfig, build_segmenter
+from wsiseg.training.ancestors import chain, listed
+from wsiseg.training.average import average_models
+
+CLASSES = Classes((TissueClass("rest", (0, 0, 200), True), TissueClass("gland", (200, 0, 0))))
+CONFIG = ModelConfig(
+    extractor={"name": "cnn", "arch": "resnet18", "channels": [4, 4, 4, 4], "tile_px": 32},
+    head={"name": "unet", "widths": [4, 4]},
+    classes=CLASSES,
+    window_px=32,
+)
+NET = {**CONFIG.extractor, "strides": [2, 4]}
+
+
+def written(folder: Path, name: str, seed: int, *, config: ModelConfig, **card: Any) -> Path:
+    torch.manual_seed(seed)
+    model = build_segmenter(config)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.uniform_()  # type: ignore[union-attr, operator]
+            norm.num_batches_tracked.fill_(seed)  # type: ignore[union-attr, operator]
+    path = folder / f"{name}.safetensors"
+    about = {"training_contents": [f"{seed:064x}"], "images": {"training": 1, "validation": 0}}
+    save_checkpoint(path, model, card={**about, **card}, licence=f"terms {name}; all")
+    return path
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    return replace(CONFIG, extractor=NET, head={"name": "unet", "widths": [4]})
+
+
+def test_weights_are_the_mean_and_the_card_knows_all(config: ModelConfig, tmp_path: Path) -> None:
+    metrics = {"metrics": {"glas testA": {"dice": 0.9}}}
+    files = [written(tmp_path, n, k, config=config, **metrics) for k, n in enumerate("abc")]
+    out = tmp_path / "mean.safetensors"
+    done = CliRunner().invoke(command, ["average", *map(str, files), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    mean = load_model(out, device="cpu").state_dict()
+    states = [load_model(f, device="cpu").state_dict() for f in files]
+    for name, value in mean.items():
+        if value.is_floating_point():
+            wanted = torch.stack([s[name] for s in states]).mean(dim=0)
+            torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-7)
+        else:
+            assert torch.equal(value, states[-1][name])
+    about = read_card(out)
+    assert about["licence"] == "terms c; all; terms a; terms b"
+    assert [m["name"] for m in about["card"]["averaged"]] == ["a", "b", "c"]
+    assert "metrics" not in about["card"]
+    known = {c for card in chain(about["card"]) for c in listed(card, "training_contents")}
+    assert known == {f"{seed:064x}" for seed in range(3)}
+
+
+def test_what_has_no_mean_is_refused(config: ModelConfig, tmp_path: Path) -> None:
+    first = written(tmp_path, "first", 0, config=config)
+    with pytest.raises(UsageError, match="give two or more"):
+        average_models([first], tmp_path / "out.safetensors")
+    other = written(tmp_path, "other", 1, config=replace(config, mpp=2.0))
+    with pytest.raises(UsageError, match="first and other differ in mpp"):
+        average_models([first, other], tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

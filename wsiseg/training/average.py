@@ -1,0 +1,83 @@
+"""One model from several of one network: the mean of their weights.
+
+Source: Wortsman et al., Robust fine-tuning of zero-shot models (CVPR 2022) and Model soups (ICML
+2022): of models that were trained on from one another, or from one start, it is often better than
+each, and costs nothing to run. Of models that have nothing in common the mean is worth nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsiseg.errors import UsageError
+from wsiseg.models.card import AFTER_WEIGHTS
+from wsiseg.models.checkpoint import load_model, save_checkpoint
+from wsiseg.models.segmenter import Segmenter
+from wsiseg.training.ancestors import kept_of, without_repeats
+
+MEASURED = ("metrics", "validation")
+"""What a card tells of other weights than the mean."""
+
+
+def average_models(models: Sequence[str | Path], out: str | Path) -> None:
+    """Write a segmenter whose weights, and running statistics of norms, are the mean of others'.
+
+    Post-processing, temperature and card are the last one's; `averaged` on the card names all, and
+    `ancestors` tells of the others, so that images which any has learnt from are known.
+
+    Args:
+        models: two or more names or checkpoints.
+        out: the .safetensors file to write, in float32.
+
+    Raises:
+        UsageError: fewer than two, or models that differ in more than their weights.
+        CheckpointError, OutputError: as for `load_model` and `save_checkpoint`.
+    """
+    if len(models) < 2:
+        raise UsageError("one model has no mean; give two or more")
+    *others, last = (load_model(m, device="cpu") for m in models)
+    for other in others:
+        _check_alike(other, last)
+    card: dict[str, Any] = {k: v for k, v in last.info.card.items() if k not in MEASURED}
+    starts = [_start(other) for other in others]
+    card["averaged"] = [{k: s[k] for k in ("name", "sha256")} for s in (*starts, _start(last))]
+    kept = [c for o, s in zip(others, starts, strict=True) for c in _kept(o, s)]
+    card["ancestors"] = [*card.get("ancestors", []), *without_repeats(card, kept)]
+    states = [model.state_dict() for model in (*others, last)]
+    last.load_state_dict({name: _mean([s[name] for s in states]) for name in states[-1]})
+    terms = "; ".join(m.info.licence for m in (last, *others)).split("; ")
+    save_checkpoint(out, last, card=card, licence="; ".join(dict.fromkeys(terms)))
+
+
+def _check_alike(model: Segmenter, last: Segmenter) -> None:
+    ours, theirs = (
+        {k: v for k, v in m.info.config.items() if k not in AFTER_WEIGHTS} for m in (last, model)
+    )
+    if odd := sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)):
+        raise UsageError(
+            f"{model.info.name} and {last.info.name} differ in {', '.join(odd)}; only models of "
+            "one network and one task have a mean"
+        )
+
+
+def _start(model: Segmenter) -> dict[str, Any]:
+    """A model's card, with what tells it from others."""
+    info = model.info
+    return {**info.card, "name": info.name, "sha256": info.sha256, "licence": info.licence}
+
+
+def _kept(model: Segmenter, card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    first, *older = kept_of(card, with_head=True)
+    return [{**first, "name": model.info.name, "sha256": model.info.sha256}, *older]
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """Of counts, which are no weights, the last."""
+    if not values[-1].is_floating_point():
+        return values[-1]
+    return torch.stack([v.double() for v in values]).mean(dim=0).to(values[-1].dtype)
