@@ -75,4 +75,6 @@ def test_what_has_no_mean_is_refused(config: ModelConfig, tmp_path: Path) -> Non
     other = written(tmp_path, "other", 1, config=replace(config, mpp=2.0))
     with pytest.raises(UsageError, match="first and other differ in mpp"):
         average_models([first, other], tmp_path / "out.safetensors")
+    with pytest.raises(UsageError, match="stain-threshold has no weights"):
+        average_models(["stain-threshold"] * 2, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

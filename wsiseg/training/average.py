@@ -35,12 +35,14 @@ def average_models(models: Sequence[str | Path], out: str | Path) -> None:
         out: the .safetensors file to write, in float32.
 
     Raises:
-        UsageError: fewer than two, or models that differ in more than their weights.
+        UsageError: fewer than two, models that differ in more than their weights or have none.
         CheckpointError, OutputError: as for `load_model` and `save_checkpoint`.
     """
     if len(models) < 2:
         raise UsageError("one model has no mean; give two or more")
     *others, last = (load_model(m, device="cpu") for m in models)
+    if not any(True for _ in last.parameters()):
+        raise UsageError(f"{last.info.name} has no weights, so it has no mean")
     for other in others:
         _check_alike(other, last)
     card: dict[str, Any] = {k: v for k, v in last.info.card.items() if k not in MEASURED}
