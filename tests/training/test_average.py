@@ -15,8 +15,10 @@ from wsiseg.cli.models import command
 from wsiseg.errors import UsageError
 from wsiseg.models.checkpoint import load_model, read_card, save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter
+from wsiseg.models.storage import sha256_of
 from wsiseg.training.ancestors import chain, listed
 from wsiseg.training.average import average_models
+from wsiseg.training.start import joined
 
 CLASSES = Classes((TissueClass("rest", (0, 0, 200), True), TissueClass("gland", (200, 0, 0))))
 CONFIG = ModelConfig(
@@ -66,6 +68,22 @@ def test_weights_are_the_mean_and_the_card_knows_all(config: ModelConfig, tmp_pa
     assert "metrics" not in about["card"]
     known = {c for card in chain(about["card"]) for c in listed(card, "training_contents")}
     assert known == {f"{seed:064x}" for seed in range(3)}
+
+
+def test_a_start_is_told_once(config: ModelConfig, tmp_path: Path) -> None:
+    first = written(tmp_path, "first", 0, config=config)
+    start = {"name": "first", "sha256": sha256_of(first), **read_card(first)["card"]}
+    second = written(tmp_path, "second", 1, config=config, extractor=start)
+    average_models([first, second], tmp_path / "mean.safetensors")
+    mean, old = read_card(tmp_path / "mean.safetensors")["card"], sha256_of(first)
+    cards = chain(mean)
+    assert [c.get("sha256") for c in cards] == [None, old]
+    assert [listed(c, "training_contents") for c in cards] == [[f"{k:064x}"] for k in (1, 0)]
+
+
+def test_terms_stand_once_and_unknown_ones_only_alone() -> None:
+    assert joined(["A; B", "unknown", "C; B", ""]) == "A; B; C"
+    assert joined(["", "unknown"]) == "unknown"
 
 
 def test_what_has_no_mean_is_refused(config: ModelConfig, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from wsiseg.models.registry import ModelConfig
 
 AFTER_WEIGHTS = ("objects", "temperature")
 """Keys of a model's configuration that no weight depends on."""
+MEASURED = ("metrics", "validation")
+"""What a card tells of a model as it was measured."""
 
 
 def add_to_card(
@@ -51,7 +53,7 @@ def add_to_card(
     )
     kept = dict(segmenter.info.card)
     if settings:
-        for measured in ("metrics", "validation"):  # with other settings
+        for measured in MEASURED:  # with other settings
             kept.pop(measured, None)
     card = {**kept, **statements}
     licence = segmenter.info.licence

@@ -7,7 +7,7 @@ each, and costs nothing to run. Of models that have nothing in common the mean i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from wsiseg.errors import UsageError
-from wsiseg.models.card import AFTER_WEIGHTS
+from wsiseg.models.card import AFTER_WEIGHTS, MEASURED
 from wsiseg.models.checkpoint import load_model, save_checkpoint
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.ancestors import kept_of, without_repeats
-
-MEASURED = ("metrics", "validation")
-"""What a card tells of other weights than the mean."""
+from wsiseg.training.start import joined
 
 
 def average_models(models: Sequence[str | Path], out: str | Path) -> None:
@@ -45,15 +43,10 @@ def average_models(models: Sequence[str | Path], out: str | Path) -> None:
         raise UsageError(f"{last.info.name} has no weights, so it has no mean")
     for other in others:
         _check_alike(other, last)
-    card: dict[str, Any] = {k: v for k, v in last.info.card.items() if k not in MEASURED}
-    starts = [_start(other) for other in others]
-    card["averaged"] = [{k: s[k] for k in ("name", "sha256")} for s in (*starts, _start(last))]
-    kept = [c for o, s in zip(others, starts, strict=True) for c in _kept(o, s)]
-    card["ancestors"] = [*card.get("ancestors", []), *without_repeats(card, kept)]
+    card, licence = _card(others, last), joined(m.info.licence for m in (last, *others))
     states = [model.state_dict() for model in (*others, last)]
     last.load_state_dict({name: _mean([s[name] for s in states]) for name in states[-1]})
-    terms = "; ".join(m.info.licence for m in (last, *others)).split("; ")
-    save_checkpoint(out, last, card=card, licence="; ".join(dict.fromkeys(terms)))
+    save_checkpoint(out, last, card=card, licence=licence)
 
 
 def _check_alike(model: Segmenter, last: Segmenter) -> None:
@@ -67,15 +60,20 @@ def _check_alike(model: Segmenter, last: Segmenter) -> None:
         )
 
 
-def _start(model: Segmenter) -> dict[str, Any]:
-    """A model's card, with what tells it from others."""
-    info = model.info
-    return {**info.card, "name": info.name, "sha256": info.sha256, "licence": info.licence}
-
-
-def _kept(model: Segmenter, card: Mapping[str, Any]) -> list[dict[str, Any]]:
-    first, *older = kept_of(card, with_head=True)
-    return [{**first, "name": model.info.name, "sha256": model.info.sha256}, *older]
+def _card(others: Sequence[Segmenter], last: Segmenter) -> dict[str, Any]:
+    """The last model's card, without what was measured, and with what the others learnt from."""
+    card = {k: v for k, v in last.info.card.items() if k not in MEASURED}
+    infos = [model.info for model in (*others, last)]
+    card["averaged"] = [{"name": info.name, "sha256": info.sha256} for info in infos]
+    kept = kept_of(card, with_head=True)[1:]
+    for info in infos[:-1]:
+        told = {"name": info.name, "sha256": info.sha256, "licence": info.licence}
+        kept += kept_of({**info.card, **told}, with_head=True)
+    known = {about.get("sha256"): about for about in reversed(kept)}  # the nearest of a file
+    once = [a for a in kept if a.get("sha256") is None or known[a["sha256"]] is a]
+    older = without_repeats(card, once)
+    start = {"extractor": older.pop(0)} if "extractor" in card else {}
+    return card | start | {"ancestors": older}
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

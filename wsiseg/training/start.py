@@ -188,6 +188,10 @@ def _over(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def licence_of(config: TrainConfig, terms: Iterable[str], origin: Mapping[str, Any]) -> str:
     """The terms of the weights: the configuration's, else the data's and the extractor's."""
-    every = "; ".join((*terms, origin.get("extractor", {}).get("licence", "")))
-    known = [t for t in dict.fromkeys(every.split("; ")) if t and t != "unknown"]
-    return config.licence or "; ".join(known) or "unknown"
+    return config.licence or joined((*terms, origin.get("extractor", {}).get("licence", "")))
+
+
+def joined(licences: Iterable[str]) -> str:
+    """Several terms as one sentence, each once."""
+    every = dict.fromkeys("; ".join(licences).split("; "))
+    return "; ".join(t for t in every if t and t != "unknown") or "unknown"
