@@ -16,7 +16,7 @@ from wsiseg.errors import UsageError
 from wsiseg.models.checkpoint import load_model, read_card, save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.storage import sha256_of
-from wsiseg.training.ancestors import chain, listed
+from wsiseg.training.ancestors import chain, kept_of, listed
 from wsiseg.training.average import average_models
 from wsiseg.training.start import joined
 
@@ -79,6 +79,23 @@ def test_a_start_is_told_once(config: ModelConfig, tmp_path: Path) -> None:
     cards = chain(mean)
     assert [c.get("sha256") for c in cards] == [None, old]
     assert [listed(c, "training_contents") for c in cards] == [[f"{k:064x}"] for k in (1, 0)]
+
+
+def test_images_that_a_start_was_told_without_are_known(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    first = written(tmp_path, "first", 0, config=config, trainable="none")
+    about = {"name": "first", "sha256": sha256_of(first), **read_card(first)["card"]}
+    (start,) = kept_of(about, with_head=False)  # only its head has learnt from them
+    assert "training_contents" not in start
+    second = written(tmp_path, "second", 1, config=config, extractor=start)
+    for models in ([first, second], [second, first]):
+        average_models(models, tmp_path / "mean.safetensors")
+        cards = chain(read_card(tmp_path / "mean.safetensors")["card"])
+        known = {c for card in cards for c in listed(card, "training_contents")}
+        assert known == {f"{k:064x}" for k in (0, 1)}
+        hashes = [c["sha256"] for c in cards if "sha256" in c]
+        assert len(hashes) == len(set(hashes))
 
 
 def test_terms_stand_once_and_unknown_ones_only_alone() -> None:

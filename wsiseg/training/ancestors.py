@@ -56,6 +56,11 @@ def learnt_count(card: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) and 0 <= count <= every else every
 
 
+def lists_images(card: Mapping[str, Any]) -> bool:
+    """Whether a card tells which images its model has learnt from."""
+    return IMAGES in card or CONTENTS in card
+
+
 def kept_of(card: Mapping[str, Any], *, with_head: bool) -> list[dict[str, Any]]:
     """What is kept of a start's card and of those of what it was trained from.
 
@@ -133,21 +138,16 @@ def _unseen(
 
 def _within(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same, the furthest without their names, then without checksums, if it is too much."""
-    size, before = len(json.dumps(cards)), _with_images(cards)
+    size, before = len(json.dumps(cards)), sum(map(lists_images, cards))
     for keys in ((IMAGES, GROUPS, HELD, "dataset"), (CONTENTS, BACKGROUND)):
         for card in reversed(cards):
             if size <= MOST_BYTES:
                 break
             size -= sum(len(json.dumps(card.pop(k))) for k in keys if k in card)
-    if lost := before - _with_images(cards):
+    if lost := before - sum(map(lists_images, cards)):
         warnings.warn(
             f"the card has no room for the images of {lost} earlier trainings; wsiseg evaluate "
             "will not know them",
             stacklevel=2,
         )
     return cards
-
-
-def _with_images(cards: Sequence[Mapping[str, Any]]) -> int:
-    """How many of the cards list images."""
-    return sum(IMAGES in card or CONTENTS in card for card in cards)

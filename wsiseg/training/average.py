@@ -18,7 +18,7 @@ from wsiseg.errors import UsageError
 from wsiseg.models.card import AFTER_WEIGHTS, MEASURED
 from wsiseg.models.checkpoint import load_model, save_checkpoint
 from wsiseg.models.segmenter import Segmenter
-from wsiseg.training.ancestors import kept_of, without_repeats
+from wsiseg.training.ancestors import kept_of, lists_images, without_repeats
 from wsiseg.training.start import joined
 
 
@@ -69,11 +69,19 @@ def _card(others: Sequence[Segmenter], last: Segmenter) -> dict[str, Any]:
     for info in infos[:-1]:
         told = {"name": info.name, "sha256": info.sha256, "licence": info.licence}
         kept += kept_of({**info.card, **told}, with_head=True)
-    known = {about.get("sha256"): about for about in reversed(kept)}  # the nearest of a file
-    once = [a for a in kept if a.get("sha256") is None or known[a["sha256"]] is a]
-    older = without_repeats(card, once)
+    older = without_repeats(card, _once(kept))
     start = {"extractor": older.pop(0)} if "extractor" in card else {}
     return card | start | {"ancestors": older}
+
+
+def _once(kept: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A card of each file, in the place of its first: the first that lists images, if one does."""
+    found: dict[Any, dict[str, Any]] = {}
+    for number, about in enumerate(kept):
+        file = about.get("sha256") or number
+        if file not in found or (lists_images(about) and not lists_images(found[file])):
+            found[file] = about  # which stays where the first one was
+    return list(found.values())
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
