@@ -10,6 +10,8 @@ of it and, where it does, not be sure. OUT gets an overview of each slide.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,20 @@ def count_canvas(canvas: Canvas, tissue: TissueMask) -> Painted:
     return painted
 
 
-def one_slide(path: str, segmenter: Segmenter, words: dict[str, Any]) -> list[dict[str, Any]]:
+def names_of(paths: Sequence[str]) -> list[str]:
+    """The name of each file, numbered where it comes again: 1.svs, 1.svs (2)."""
+    seen: Counter[str] = Counter()
+    names = []
+    for name in (Path(path).name for path in paths):
+        seen[name] += 1
+        names.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+    return names
+
+
+def one_slide(
+    path: str, name: str, segmenter: Segmenter, words: dict[str, Any]
+) -> list[dict[str, Any]]:
     """The rows of a slide; its overview goes to the folder `out`."""
-    name = Path(path).name
     options = PredictOptions(overlap_px=words["overlap"], precision=words["precision"])
     with (
         open_slide(path, mpp=words["mpp"]) as slide,
@@ -128,7 +141,8 @@ def main(**words: Any) -> None:
     segmenter = load(words["model"], words["device"], words["threads"])
     if words["out"] is not None:
         _make(words["out"])
-    rows = [row for path in words["slides"] for row in one_slide(path, segmenter, words)]
+    slides = zip(words["slides"], names_of(words["slides"]), strict=True)
+    rows = [row for path, name in slides for row in one_slide(path, name, segmenter, words)]
     head = ("slide", "area", "mm2", "class", "share", "confidence", f"above {SURE:g}")
     click.echo(table(head, [_cells(row) for row in rows]))
     limits = {"glass": words["max_glass"], "tissue": words["max_tissue"]}

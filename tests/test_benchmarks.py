@@ -248,6 +248,23 @@ def test_behaviour_on_the_command_line(small_path: Path, checkpoint: Path, tmp_p
     assert result.exit_code == 1
 
 
+def test_slides_of_one_name_are_counted_apart(
+    small_path: Path, slide_path: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    other, report = tmp_path / "small.tif", tmp_path / "behaviour.json"
+    other.write_bytes(slide_path.read_bytes())
+    words = ["--model", checkpoint, "--slide", small_path, "--slide", other, "--json", report]
+    words += ["--overlap", 32, "--out", tmp_path / "out", "--max-glass", 100, "--max-tissue", 100]
+    result = invoked("behaviour", *words)
+    rows: list[dict[str, Any]] = json.loads(report.read_text())["rows"]
+    names = ["small.tif", "small.tif (2)"]
+    assert [row["slide"] for row in rows] == [names[0]] * 4 + [names[1]] * 4
+    most = max(r["percent"] for r in rows if (r["area"], r["class"]) == ("tissue", "gland"))
+    assert f"{most:.2f} % of tissue" in result.output.splitlines()[-1]
+    found = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert found == sorted(f"{name}.overview.png" for name in names)
+
+
 def test_what_is_painted_is_counted_by_area_and_class() -> None:
     painted = module("behaviour").Painted(2)
     labels = np.uint8([[1, 1, 2, 0], [2, 2, 2, 2]])
