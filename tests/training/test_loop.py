@@ -169,6 +169,22 @@ def test_columns_of_a_table_stay(tmp_path: Path) -> None:
     assert path.read_text().split() == ["step,a,b", "1,2.0,3.0", "2,nan,4.0"]
 
 
+def test_an_empty_table_gets_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.touch()
+    append_row(path, {"step": 1, "loss": 0.5})
+    append_row(path, {"step": 2, "loss": 0.25})
+    assert path.read_text().split() == ["step,loss", "1,0.5", "2,0.25"]
+
+
+def test_a_run_goes_on_where_no_curves_can_be_drawn(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("no,steps\n")
+    config = LoopConfig(steps=4, warmup_steps=0, log_every=2, save_every=2)
+    with pytest.warns(UserWarning, match=r"no curves are drawn: .*log\.csv: is not there"):
+        run_loop(Line(), endless(), config, run=tmp_path, seed=0)
+    assert resume_step(tmp_path / "state.pt")[0] == 4
+
+
 def test_a_cut_table_keeps_its_line_endings(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     for step in (1, 2, 3):

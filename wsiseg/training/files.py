@@ -28,7 +28,7 @@ _DAMAGE = (  # what reading a damaged state can raise
 
 
 def append_row(path: Path, row: Mapping[str, float]) -> None:
-    """Add a row to a CSV file, with a header if the file is new.
+    """Add a row to a CSV file, with a header if the file is new or empty.
 
     Of a file that is there the columns stay: what a row lacks is nan, what it has beside them is
     left out.
@@ -38,7 +38,7 @@ def append_row(path: Path, row: Mapping[str, float]) -> None:
     """
     try:
         names = list(row)
-        new = not path.exists()
+        new = not path.exists() or not path.stat().st_size
         if not new:
             with path.open(newline="") as file:
                 names = next(csv.reader(file), names)
@@ -57,7 +57,9 @@ def cut_rows(path: Path, step: int) -> None:
         return
     with path.open(newline="") as file:  # as the csv module ended them
         lines = file.read().splitlines(keepends=True)
-    kept = [r for r in lines[1:] if r.partition(",")[0].isdigit() and int(r.split(",")[0]) <= step]
+    kept = [
+        r for r in lines[1:] if r.partition(",")[0].isdecimal() and int(r.split(",")[0]) <= step
+    ]
     with staged(path) as (temporary,):
         temporary.write_text("".join([*lines[:1], *kept]), newline="")
 

@@ -7,6 +7,7 @@ resumed run is the run that was not interrupted, unless its schedule goes by the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiseg.atomic import staged
-from wsiseg.errors import ConfigError, ModelError
+from wsiseg.errors import ConfigError, ModelError, WsisegError
 from wsiseg.training.clock import Clock
 from wsiseg.training.curves import draw_curves
 from wsiseg.training.files import RunLog
@@ -192,10 +193,18 @@ def run_loop(
                     done = config.steps if early else step + 1
                     _save(run / "state.pt", task, optimiser, done, clock.spent_s)
                     if last or step + 1 >= config.log_every:  # something was logged
-                        draw_curves(run)
+                        _draw(run)
             if early:
                 break
     processes.wait()
+
+
+def _draw(run: Path) -> None:
+    """Draw the curves of a run, which goes on without them."""
+    try:
+        draw_curves(run)
+    except WsisegError as e:
+        warnings.warn(f"no curves are drawn: {e}", stacklevel=2)
 
 
 def _groups(task: Task) -> list[dict[str, Any]]:
