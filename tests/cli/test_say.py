@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from wsiseg.cli.say import PATH
 
@@ -31,6 +33,25 @@ def test_a_closed_pipe_does_not_end_the_work() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "to somebody\nends well"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name", "shown"),
+    [
+        ("utf-8", b"caf\xe9.png", b"caf\\udce9.png"),
+        ("cp1252", "日本.png".encode(), b"\\u65e5\\u672c.png"),
+    ],
+)
+def test_a_name_that_cannot_be_printed_is_shown_in_escapes(
+    encoding: str, name: bytes, shown: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / os.fsdecode(name)
+    Image.new("RGB", (60, 40), "white").save(path)
+    words = [sys.executable, "-m", "wsiseg.cli", "info", str(path), "--mpp", "0.5"]
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    done = subprocess.run(words, capture_output=True, check=False, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout.splitlines()[0]
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -107,6 +108,8 @@ def main() -> None:
 
     Ends the process with 0, 1 (failed), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in any script
     before = signal.signal(signal.SIGTERM, _terminate)
     plain, warnings.showwarning = warnings.showwarning, show_warning
     try:
