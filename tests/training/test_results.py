@@ -10,7 +10,7 @@ import pytest
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
-from wsiseg.errors import DatasetError
+from wsiseg.errors import DatasetError, OutputError
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.training.calibration import Reliability
@@ -18,9 +18,11 @@ from wsiseg.training.contents import contents_of
 from wsiseg.training.evaluate import Evaluation
 from wsiseg.training.learnt import warn_of_training_images
 from wsiseg.training.metrics import pixel_metrics
-from wsiseg.training.results import check_labelled, write_results
+from wsiseg.training.results import check_labelled, claim_results, write_results
 
 CLASSES = Classes((TissueClass("rest", (0, 0, 200), True), TissueClass("nuclei", (200, 0, 0))))
+
+ABOUT = {"dataset": {"name": "folder"}, "split": "test", "fold": None}
 
 
 class NoImages(LabelledDataset):
@@ -46,11 +48,10 @@ def test_calibration_stands_in_the_files_where_it_was_measured(tmp_path: Path) -
     tally = Reliability()
     tally.add(np.float32([[[0.9, 0.7]], [[0.1, 0.3]]]), np.uint8([[0, 1]]))
     pixel = pixel_metrics(np.array([[1, 0], [1, 0]]), CLASSES)
-    about = {"dataset": {"name": "folder"}, "split": "test", "fold": None}
     for calibration in (tally.summary(), None):
         result = Evaluation(pixel, {}, calibration=calibration)
         returned = write_results(
-            tmp_path, result, stain_model(), dataset=NoImages(), about=about, panels=0
+            tmp_path, result, stain_model(), dataset=NoImages(), about=ABOUT, panels=0
         )
         written = json.loads((tmp_path / "metrics.json").read_text())
         assert written["calibration"] == returned["calibration"] == calibration
@@ -64,13 +65,30 @@ def test_images_of_any_name_stand_in_the_tables(tmp_path: Path) -> None:
     pixel = pixel_metrics(np.array([[1, 0], [1, 0]]), CLASSES)
     row = {"accuracy": 1.0, "dice": 1.0, "miou": 1.0, "f1": 1.0}
     result = Evaluation(pixel, {"日本": row, "bad\udcff": row})
-    about = {"dataset": {"name": "folder"}, "split": "test", "fold": None}
-    write_results(tmp_path, result, stain_model(), dataset=NoImages(), about=about, panels=0)
+    write_results(tmp_path, result, stain_model(), dataset=NoImages(), about=ABOUT, panels=0)
     assert (tmp_path / "metrics.json").is_file()
     for name in ("report.html", "per_image.csv"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "日本" in text
         assert "bad\\udcff" in text
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_and_after(tmp_path: Path) -> None:
+    claim_results(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "panels").mkdir()
+    claim_results(tmp_path)
+    (tmp_path / "panels").rmdir()
+    (tmp_path / "panels").touch()
+    with pytest.raises(OutputError, match=r"panels: cannot be written \(Not a directory\)"):
+        claim_results(tmp_path)
+    result = Evaluation(pixel_metrics(np.array([[1, 0], [1, 0]]), CLASSES), {})
+    words: dict[str, Any] = {"dataset": named("a"), "about": ABOUT, "panels": 0}
+    with pytest.raises(OutputError, match=r"panels/a\.png: cannot be removed"):
+        write_results(tmp_path, result, stain_model(), **words)
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(OutputError, match=r"metrics\.json: cannot be removed"):
+        write_results(tmp_path, result, stain_model(), **words)
 
 
 class Named(NoImages):

@@ -25,6 +25,8 @@ from wsiseg.training.panels import panel_file, write_panel
 from wsiseg.training.published import published_rows
 from wsiseg.training.report import Pictures, write_report
 
+PANELS = "panels"
+
 
 def check_labelled(dataset: LabelledDataset) -> None:
     """See that there is something to measure on; all masks are read.
@@ -40,17 +42,20 @@ def check_labelled(dataset: LabelledDataset) -> None:
 
 
 def claim_results(out: Path) -> None:
-    """Make the folder and see that it can be written; earlier results stay for now.
+    """Make the folder and see that it and its panels/ can be written; earlier results stay for now.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: one of them cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".probe").touch()
-        (out / ".probe").unlink()
-    except OSError as e:
-        raise OutputError(f"{out}: cannot be written ({e.strerror or e})") from e
+    for folder in (out, out / PANELS):
+        try:
+            if folder == out:
+                folder.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                (folder / ".probe").touch()
+                (folder / ".probe").unlink()
+        except OSError as e:
+            raise OutputError(f"{folder}: cannot be written ({e.strerror or e})") from e
 
 
 def write_results(
@@ -95,11 +100,11 @@ def write_results(
         **result.summary(),
         "calibration": result.calibration,
     }
-    (out / "metrics.json").unlink(missing_ok=True)
+    _remove(out / "metrics.json")
     _write_table(out / "per_image.csv", result.per_image)
     images = _plots(out, result, dataset.classes)
     names = chosen(result.per_image, panels)
-    images["panels"] = _draw(out / "panels", segmenter, dataset, how, names)
+    images["panels"] = _draw(out / PANELS, segmenter, dataset, how, names)
     write_report(
         out / "report.html",
         report,
@@ -128,7 +133,7 @@ def _plots(out: Path, result: Evaluation, classes: Classes) -> Pictures:
     """Draw the confusion matrix, and reliability where it was measured."""
     images: Pictures = {"confusion": out / "confusion.png"}
     draw_confusion(out / "confusion.png", np.asarray(result.pixel["confusion"]), classes)
-    (out / "reliability.png").unlink(missing_ok=True)  # of an earlier evaluation
+    _remove(out / "reliability.png")
     if result.calibration is not None:
         images["reliability"] = out / "reliability.png"
         draw_reliability(out / "reliability.png", result.calibration)
@@ -142,8 +147,8 @@ def _draw(
     how: Measuring,
     names: list[str],
 ) -> list[Path]:
-    for name in dataset.names:  # of an earlier evaluation
-        (folder / panel_file(name)).unlink(missing_ok=True)
+    for name in dataset.names:
+        _remove(folder / panel_file(name))
     index = {name: i for i, name in enumerate(dataset.names)}
     paths = []
     for name in names:
@@ -159,6 +164,18 @@ def _draw(
             uncertainty=prediction.uncertainty,
         )
     return paths
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of an earlier evaluation, if it is there.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be removed ({e.strerror or e})") from e
 
 
 def _write_table(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
