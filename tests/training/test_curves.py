@@ -8,6 +8,7 @@ from PIL import Image
 
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.errors import OutputError, UsageError
+from wsiseg.training import curves
 from wsiseg.training.calibration import Reliability
 from wsiseg.training.curves import (
     draw_confusion,
@@ -112,6 +113,20 @@ def test_confusion_picture(number: int, tmp_path: Path) -> None:
     assert min(size(tmp_path / "confusion.png")) > 200
     with pytest.raises(UsageError, match="classes"):
         draw_confusion(tmp_path / "confusion.png", matrix[:, :0], classes)
+
+
+def test_a_confusion_picture_of_many_classes_can_be_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without drawing it, which takes long."""
+    sides: list[float] = []
+    monkeypatch.setattr(
+        curves, "_save", lambda figure, path: sides.extend(figure.get_size_inches())
+    )
+    classes = Classes(tuple(TissueClass(f"c{k}", (0, 0, 0)) for k in range(110)))
+    draw_confusion(tmp_path / "confusion.png", np.zeros((110, 110)), classes)
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert sides[0] * sides[1] * curves.DPI**2 < Image.MAX_IMAGE_PIXELS
 
 
 def test_confusion_shades_follow_the_rows(tmp_path: Path) -> None:

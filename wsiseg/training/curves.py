@@ -27,6 +27,7 @@ Float = npt.NDArray[np.float64]
 INK, GREY, RULE = "#1c2026", "#68707a", "#ced2d8"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#333333")
 """Colours that colour-blind readers can tell apart."""
+DPI = 150
 NOT_LOSSES = ("step", "epoch", "learning_rate", "seconds", "held_out_images")
 MEASURES = {"dice": "Dice", "miou": "mIoU", "accuracy": "Accuracy"}
 PRETRAINED = ("knn_accuracy", "effective_rank", "psnr", "conditioned")
@@ -176,23 +177,22 @@ def draw_confusion(path: str | Path, matrix: npt.NDArray[Any], classes: Classes)
     if counts.shape != (number, number):
         raise UsageError(f"confusion matrix of shape {counts.shape}; there are {number} classes")
     shares = row_shares(counts)
-    side = 2.2 + 0.86 * max(number, 2)
+    cell = min(0.86, 50 / number)  # inches; readers of pictures refuse very large ones
+    side, size = 2.2 + cell * max(number, 2), 9 * cell / 0.86
     figure, (axes,) = _figure(1, width=side + 0.9, height=side)
     axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
-        text = (
-            "none" if math.isnan(share) else f"{share:.1%}\n{short_count(int(counts[row, column]))}"
-        )
+        count = short_count(int(counts[row, column]))
+        text = "none" if math.isnan(share) else f"{share:.1%}\n{count}"
         ink = "white" if share > 0.55 else INK
-        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
+        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
     names = [_cut(name) for name in classes.names]
-    places = range(number)
     turned = number > 3
-    axes.set_xticks(places, names, parse_math=False, rotation_mode="anchor")
+    axes.set_xticks(range(number), names, parse_math=False, rotation_mode="anchor")
     axes.tick_params(axis="x", rotation=40 if turned else 0)
     for label in axes.get_xticklabels():
         label.set_horizontalalignment("right" if turned else "center")
-    axes.set_yticks(places, names, parse_math=False)
+    axes.set_yticks(range(number), names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     axes.set_title("Share of each true class, and pixels", loc="left", fontsize=10, color=INK)
@@ -297,4 +297,4 @@ def _save(figure: Figure, path: Path) -> None:
 
     FigureCanvasAgg(figure)
     with staged(path) as (temporary,):
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=DPI)
