@@ -122,6 +122,11 @@ def test_kept_features_change_nothing_but_the_time(
         config(**cached)
 
 
+def test_features_are_kept_with_a_large_seed(tmp_path: Path) -> None:
+    cached = {"feature_cache": {"patches": 8, "limit_gb": 1.0}, "loop": {"steps": 1}}
+    assert fit(frozen(seed=20261130120000, **cached), tmp_path).is_file()
+
+
 def test_the_feature_cache_is_bounded(tmp_path: Path) -> None:
     one = 16 * 2 * 2  # values: 16 channels of 2 x 2 tokens
     cache = feature_cache.FeatureCache(tmp_path, limit_bytes=7 * one)

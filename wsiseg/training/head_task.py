@@ -127,7 +127,8 @@ class HeadTask:
             features = cache.get(number)
             if features is None:
                 one = batch.one(i)
-                generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+                own = (self.config.seed * 1_000_003 + number) % 2**63
+                generator = torch.Generator().manual_seed(own)
                 maps = self._features(one, self.config.seed + number, generator)
                 features = tuple(m[0].to(torch.float16) for m in maps)
                 cache.put(number, features)
