@@ -208,6 +208,7 @@ def test_where_no_terminal_is_a_line_comes_now_and_then(
         (["--engine", "ray", "--gpu-share", "2"], "must be over 0 and at most 1"),
         (["--engine", "ray", "--gpu-share", "1", "--device", "cpu"], "not together with"),
         (["--engine", "ray", "--address", "ray://a:1"], "give HOST:PORT"),
+        (["--engine", "ray", "--address", "a:²"], "give HOST:PORT"),
         (["--engine", "ray", "--address", "127.0.0.1:1"], "nobody listens there"),
     ],
 )

@@ -261,6 +261,8 @@ def test_bad_requests(folder: Path, run: Path, tmp_path: Path) -> None:
     fails(1, "expected a folder with", *train, "--dataset", "bcss")
     other = ["evaluate", "--model", "glas-small", "--dataset", data, "--data", folder]
     fails(1, "are not the model's", *other, "--split", "all", "--out", out)
+    other += ["--split", "all", "--out", out]
+    fails(2, "objects of at least nan um", *other, "--min-object-um2", "nan")
     assert not out.exists() or not list(out.iterdir())
     rate = ["--set", "loop.learning_rate=1.0e30", "--set", "loop.clip_norm=0"]
     fails(1, "the loss is not finite at step", *train, "--dataset", data, *rate)

@@ -66,7 +66,7 @@ def test_folds_do_not_depend_on_how_files_are_cut() -> None:
         assert own[0] == own[1]
 
 
-@pytest.mark.parametrize("text", ["", "1", "a/3", "1/2/3", "-1/3", "1 of 3"])
+@pytest.mark.parametrize("text", ["", "1", "a/3", "1/2/3", "-1/3", "1 of 3", "²/5"])
 def test_folds_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="write it as K/N"):
         parse_fold(text)

@@ -11,6 +11,7 @@ from test_borders import CLASSES, CNN, Touching
 
 from wsiseg.classes import IGNORE, Classes, TissueClass
 from wsiseg.datasets.base import LabelledImage
+from wsiseg.errors import UsageError
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import ModelInfo
 from wsiseg.objects import ObjectsConfig
@@ -105,6 +106,15 @@ def test_evaluate_measures_objects_and_calibration(monkeypatch: pytest.MonkeyPat
     assert raw.object is not None
     assert raw.pixel["dice"] < 1
     assert raw.object["f1"] < 0.7
+    none = evaluate(model, Touching(), indices=[0], how=Measuring(min_object_um2=1e308))
+    assert none.object is not None
+    assert none.object["tp"] == none.object["fp"] == 0
+
+
+@pytest.mark.parametrize("area", [np.nan, np.inf, -1.0])
+def test_objects_have_an_area(area: float) -> None:
+    with pytest.raises(UsageError, match="must be 0 or more"):
+        Measuring(min_object_um2=area)
 
 
 class PartlyIgnored(Touching):

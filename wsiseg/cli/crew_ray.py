@@ -213,7 +213,7 @@ def _check_address(address: str) -> None:
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in address:
+    if not host or not port.isdecimal() or "/" in address:
         raise UsageError(f"--address {address}: give HOST:PORT of the head node, or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

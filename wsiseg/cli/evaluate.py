@@ -31,7 +31,7 @@ from wsiseg.cli.say import PATH, THERE
 @click.option(
     "--min-object-um2",
     default=0.0,
-    type=click.FloatRange(0),
+    type=float,
     help="Leave smaller predicted objects out of the object scores.",
 )
 @click.option("--fill-holes", is_flag=True, help="Fill predicted objects before the object scores.")
@@ -73,6 +73,7 @@ def command(
         write_results,
     )
 
+    how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes, raw)
     described = dataset_mapping(name)
     dataset = open_dataset(described, data, split)
     if fold is not None:
@@ -84,7 +85,6 @@ def command(
         warn_of_enlarging(dataset.mpp, segmenter.info.mpp)
     warn_of_training_images(segmenter.info.card, described, dataset, part=split)
     claim_results(out)  # a folder that cannot be written ends here, before the work
-    how = Measuring(tuple(range(seed, seed + seeds)), tta, min_object_um2, fill_holes, raw)
     progress = Progress(split, unit="image")
     try:
         result = evaluate(segmenter, dataset, how=how, progress=progress)

@@ -262,7 +262,7 @@ def parse_fold(text: str) -> tuple[int, int]:
         UsageError: not of that form.
     """
     left, slash, right = text.partition("/")
-    if not (slash and left.isdigit() and right.isdigit()):
+    if not (slash and left.isdecimal() and right.isdecimal()):
         raise UsageError(f"fold {text!r}: write it as K/N, such as 1/5")
     return int(left), int(right)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from wsiseg.classes import IGNORE
 from wsiseg.datasets.base import LabelledDataset, LabelledImage, numbered_as
+from wsiseg.errors import UsageError
 from wsiseg.models.segmenter import ModelInfo, Segmenter
 from wsiseg.training.calibration import Reliability
 from wsiseg.training.findings import filled, found_labels, found_objects, without_small
@@ -34,6 +36,12 @@ class Measuring:
     """Whether holes of predicted objects are filled before the object scores."""
     raw: bool = False
     """Whether to measure without the post-processing that belongs to the model."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.min_object_um2) and self.min_object_um2 >= 0):
+            raise UsageError(
+                f"objects of at least {self.min_object_um2} um\u00b2: must be 0 or more"
+            )
 
 
 @dataclass
@@ -153,7 +161,7 @@ def _add(
             predicted = filled(predicted, info.classes)
         ignored = item.mask == IGNORE
         found = found_objects(predicted, prediction, info, mpp=mpp, ignored=ignored, raw=how.raw)
-        found = without_small(found, round(how.min_object_um2 / mpp**2))
+        found = without_small(found, float(np.rint(how.min_object_um2 / mpp**2)))
         scores = object_scores(found, np.where(ignored, 0, item.instances))
         tally.objects.append(scores)
         row |= {
