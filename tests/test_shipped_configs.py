@@ -14,7 +14,7 @@ import torch
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.config import find_config, from_mapping, load_yaml, to_mapping
 from wsiseg.datasets.base import LabelledDataset, LabelledImage
-from wsiseg.datasets.table import DATASETS, dataset_mapping
+from wsiseg.datasets.table import DATASETS, dataset_mapping, open_dataset
 from wsiseg.errors import ConfigError
 from wsiseg.geometry import Point
 from wsiseg.models.base import FeatureExtractor
@@ -80,6 +80,12 @@ def test_the_example_in_the_documentation_loads(tmp_path: Path) -> None:
     mapping = dataset_mapping(tmp_path / "mine.yaml")
     assert [p["name"] for p in mapping["parts"]] == ["train", "test"]
     assert mapping["classes"][1]["values"] == [1, 4]
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for stem in ("train_patient1_a", "train_patient1_b", "train_patient2_a", "test_patient3_a"):
+            (tmp_path / kind / f"{stem}.png").touch()
+    groups = [open_dataset(mapping, tmp_path, part).groups for part in ("train", "test")]
+    assert groups == [("patient1", "patient1", "patient2"), ("patient3",)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pretrain").rglob("*.yaml")), ids=name_of)
