@@ -30,10 +30,8 @@ def open_backend(path: Path, backend: str) -> Backend:
     """
     path = _slide_file(path)
     found = _chosen(path, backend)
-    if isinstance(found, TiffSlideBackend):
-        return found
     count = channels_apart(path, found.properties)
-    if not count:
+    if not count or (count == RGB and isinstance(found, TiffSlideBackend)):
         return found
     found.close()
     if count == RGB and backend == "auto":
