@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,25 @@ def test_compressions_that_openslide_does_not_read(tmp_path: Path) -> None:
     tifffile.imwrite(other, picture(), compression="webp", **options)
     with pytest.raises(SlideError, match="compression 50001 is not read; convert it to JPEG"):
         open_slide(other, mpp=0.5)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "compression"), [("rgb", None), ("rgb", "jpeg"), ("minisblack", None)]
+)
+def test_tiles_that_are_not_there_are_white(
+    tmp_path: Path, photometric: str, compression: str | None
+) -> None:
+    colours = (3,) * (photometric == "rgb")
+    tiles = [np.full((64, 64, *colours), 90, np.uint8), None]
+    path = tmp_path / "a.tif"
+    options = {"tile": (64, 64), "photometric": photometric, "compression": compression}
+    with tifffile.TiffWriter(path) as tiff:
+        for times, more in ((2, {"subifds": 1}), (1, {"subfiletype": 1})):
+            shape = (64 * times, 128 * times, *colours)
+            tiff.write(iter(tiles * times**2), shape=shape, dtype="uint8", **more, **options)
+    with closing(backends.open_backend(path, "tiffslide")) as slide:
+        assert len(slide.level_sizes) == 2
+        for level, size in enumerate(slide.level_sizes):
+            pixels = slide.read_level(level, Box(0, 0, *size)).reshape(size.height, -1, 128, 3)
+            assert (pixels[:, :, :64] == 90).all()
+            assert (pixels[:, :, 64:] == 255).all()

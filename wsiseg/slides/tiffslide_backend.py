@@ -46,7 +46,7 @@ class TiffSlideBackend:
         try:
             with without_warnings("tiffslide", "tifffile", "zarr", "fsspec"):
                 self._slide = tiffslide.TiffSlide(path)
-                _guard_decoders(self._slide)
+                _prepare_levels(self._slide)
                 raw = dict(self._slide.properties)
                 self.level_sizes = tuple(Size(*size) for size in self._slide.level_dimensions)
                 self.associated = _tiffslide_associated(self._slide)
@@ -102,8 +102,8 @@ def _level0(start: int, downsample: float) -> int:
     return place
 
 
-def _guard_decoders(slide: tiffslide.TiffSlide) -> None:
-    """Keep chunks whose streams state a huge size from being decoded.
+def _prepare_levels(slide: tiffslide.TiffSlide) -> None:
+    """Have chunks that are not there read as white, and those that state a huge size not decoded.
 
     Raises:
         ValueError: a compression that cannot be kept within bounds.
@@ -111,6 +111,8 @@ def _guard_decoders(slide: tiffslide.TiffSlide) -> None:
     for series in slide.ts_tifffile.series:
         for level in series.levels:
             page = level.keyframe
+            if page.dtype == np.uint8:
+                page.nodata = 255
             number = int(page.compression)
             if number in _STATED:
                 page.__dict__["decode"] = _guarded(page.decode)
