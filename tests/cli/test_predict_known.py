@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_run import Run, slides
+from click.testing import CliRunner
+from shapely.errors import GEOSException
+from tiny_run import Run, names, outputs_of, slides
+
+from wsiseg.cli import cli
 
 
 @pytest.fixture
@@ -33,6 +37,24 @@ def test_what_complete_outputs_are_not_is_said(
     assert code == 0
     (line,) = (text for text in (out + err).splitlines() if "outputs are complete, skipped" in text)
     assert line.endswith(said)
+
+
+def test_outputs_of_some_kinds_are_made_complete_from_the_canvas(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*_: object, **__: object) -> None:
+        raise GEOSException("side location conflict")
+
+    folder, out = slides(tmp_path / "slides", "a"), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("wsiseg.outputs.files.write_geojson", give_up)
+        assert run(folder, "--out", out)[0] == 1
+    words = ["export", str(out / "a.canvas"), "--out", str(out), "--only", "mask,overview"]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    code, said, err = run(folder, "--out", out, "--tolerance", "2")
+    assert code == 0, err
+    assert "skipped" not in said + err
+    assert names(out) == outputs_of("a")
 
 
 def test_a_canvas_that_was_kept_is_not_missed(run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from wsiseg.errors import OutputError
 from wsiseg.inference.cohort import Outcome, Task, run_tasks
 from wsiseg.models.segmenter import ModelInfo
 from wsiseg.names import is_dicom
-from wsiseg.outputs.files import complete_outputs, output_names
+from wsiseg.outputs.files import KINDS, complete_outputs, output_names
 from wsiseg.slides.slide import Slide
 
 Stamp = tuple[int, ...]
@@ -73,10 +73,10 @@ def file_stamp(path: Path) -> Stamp | None:
 def complete(
     settings: Settings, info: ModelInfo, slide: Slide, task: Task
 ) -> dict[str, Any] | None:
-    """The record of complete outputs of this slide, model and settings, if they are there.
+    """The record of complete outputs of this slide, model and settings, if all kinds are there.
 
     Raises:
-        OutputError: they are of another slide, model or setting.
+        OutputError: they, or those that are there, are of another slide, model or setting.
     """
     sidecar = complete_outputs(settings.out, task.stem)
     if sidecar is None:
@@ -89,7 +89,7 @@ def complete(
                     f"{settings.out / task.stem}.json: these are outputs of {what} ({key} differs);"
                     " choose another --out, or --overwrite them"
                 )
-    return sidecar
+    return sidecar if set(KINDS) <= set(sidecar["files"]) else None
 
 
 def unlike(settings: Settings, sidecar: dict[str, Any], canvas: Path) -> str:
