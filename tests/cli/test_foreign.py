@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -58,18 +59,21 @@ def test_what_wsiseg_wrote_is_its_own(run: Run, phantom: Path, tmp_path: Path) -
         refuse_foreign(tmp_path, "colon")
     corrected.write_text("")  # nothing would be lost
     refuse_foreign(tmp_path, "colon")
-    (tmp_path / "colon.geojson.gz").write_bytes(b"\x1f\x8bdamaged")
-    with pytest.raises(OutputError, match=r"colon\.geojson\.gz"):
-        refuse_foreign(tmp_path, "colon")
+    for damaged in (b"\x1f\x8bdamaged", gzip.compress(b"x")[:10] + b"\xff" * 20):
+        (tmp_path / "colon.geojson.gz").write_bytes(damaged)
+        with pytest.raises(OutputError, match=r"colon\.geojson\.gz"):
+            refuse_foreign(tmp_path, "colon")
 
 
+@pytest.mark.parametrize("name", ["mask.png", os.fsdecode(b"gr\xfcn.png")])
 def test_a_tissue_mask_that_was_changed_is_noticed(
+    name: str,
     phantom: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    mask, out = tmp_path / "mask.png", tmp_path / "out"
+    mask, out = tmp_path / name, tmp_path / "out"
     words = ["wsiseg", "predict", str(phantom), "--out", str(out), "--device", "cpu"]
     words += ["--model", "stain-threshold", "--tissue", str(mask)]
     monkeypatch.setattr(sys, "argv", words)

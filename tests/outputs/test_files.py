@@ -61,6 +61,8 @@ def test_all_files_and_their_record(make_canvas: MakeCanvas, tmp_path: Path) -> 
     assert sorted([*sidecar["files"].values(), "s.json"]) == NAMES
     (out / "s.mask.ome.tif").unlink()
     assert complete_outputs(out, "s") is None
+    (out / "s.json").write_text("[" * 100_000)
+    assert complete_outputs(out, "s") is None
 
 
 def test_some_again_keep_the_others(make_canvas: MakeCanvas, tmp_path: Path) -> None:

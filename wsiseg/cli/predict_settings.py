@@ -85,7 +85,7 @@ class Settings:
             digest = hashlib.sha256(Path(mode).read_bytes()).hexdigest()
         except OSError as e:
             raise UsageError(f"{mode}: cannot read the tissue mask ({e.strerror or e})") from e
-        return {"tissue": Path(mode).name, "tissue_sha256": digest}
+        return {"tissue": plain(Path(mode).name), "tissue_sha256": digest}
 
     def open(self, task: Task) -> Slide:
         """The slide of a task."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -111,7 +112,7 @@ def _begins(path: Path, opening: bytes) -> bool:
                 return file.read(len(opening)) in (opening, b"")
         with gzip.open(path) as packed:
             return packed.read(len(opening)) in (opening, b"")
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
 
 
@@ -224,6 +225,6 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     """The content of a sidecar; empty where there is none or it cannot be read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
