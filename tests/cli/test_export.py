@@ -15,9 +15,12 @@ from click.testing import CliRunner, Result
 from wsiseg.canvas import Canvas
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.cli import cli
+from wsiseg.cli.summary import summary
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Grid, Size
 from wsiseg.lease import Locks
+from wsiseg.outputs.files import OutputOptions, write_outputs
+from wsiseg.outputs.geojson import PolygonOptions
 from wsiseg.slides.phantom import write_phantom
 
 
@@ -197,9 +200,18 @@ def test_what_is_given_up_is_said(canvas: Canvas, tmp_path: Path) -> None:
         result = export(
             canvas.path, "--out", tmp_path, "--max-vertices", 3, "--compression", "zstd"
         )
+    assert "polygons stay at 1 um" in result.output
     assert "still over --max-vertices" in result.output
     for path in (tmp_path, tmp_path / "one.two.geojson"):
         assert "give the STEM.canvas folders" in export(path, "--out", tmp_path).output
+
+
+def test_a_summary_tells_of_polygons_that_stay_too_many(canvas: Canvas, tmp_path: Path) -> None:
+    canvas.update_record(timings={"tiles": 1, "tiles_per_s": 1.0})
+    options = OutputOptions(PolygonOptions(max_vertices=3))
+    text = summary(canvas, write_outputs(canvas, tmp_path, "s", options), seconds=1)
+    assert "vertices of polygons are many for QuPath to hold" in text
+    assert "simplified" not in text
 
 
 def test_outputs_of_two_canvases_are_not_mixed(

@@ -99,10 +99,11 @@ def _export(path: Path, out: Path, options: OutputOptions) -> None:
         refuse_foreign(out, stem)
         written = write_outputs(canvas, out, stem, options)
     polygons = written.polygons or {}
-    if polygons.get("tolerance_raised"):
-        used = f"{polygons['tolerance_um']:g} um, {polygons['vertices']} vertices"
+    if polygons.get("tolerance_raised") or not polygons.get("within_budget", True):
+        used = "simplified to" if polygons["tolerance_raised"] else "stay at"
+        used += f" {polygons['tolerance_um']:g} um, {polygons['vertices']} vertices"
         used += "" if polygons["within_budget"] else ", still over --max-vertices"
-        click.echo(f"wsiseg: warning: {path}: polygons simplified to {used}", err=True)
+        click.echo(f"wsiseg: warning: {path}: polygons {used}", err=True)
     for file in written.paths:
         click.echo(str(file))
 

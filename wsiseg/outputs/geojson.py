@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _NAMESPACE = uuid.UUID("7c1b6f5e-3c0f-5b0e-9c55-0f6f3d3f8a11")
 _MAX_TOLERANCE_UM = 1000.0
 _COMPACT = (",", ":")
+_WRITER = codecs.getwriter("utf-8")
 OPENING = '{"type":"FeatureCollection","features":[\n'
 """How every file begins, and none that QuPath writes."""
 _SPEED_ONLY = {"batch_size", "workers", "memory_gib", "device"}
@@ -50,7 +51,7 @@ class PolygonOptions:
         tolerance_um: how far borders may be simplified: corners that make a triangle of less
             than its square go first (Visvalingam-Whyatt); 0 keeps the pixel edges.
         all_classes: export background classes too.
-        max_vertices: while the file would have more, the tolerance is raised.
+        max_vertices: while the file would have more, the tolerance is raised, if that helps.
         gzip: write .geojson.gz.
         band_px: rows traced at a time; changes memory, not the result.
     """
@@ -109,7 +110,11 @@ class _Shapes(NamedTuple):
     polygons: npt.NDArray[np.object_]
     chosen: npt.NDArray[np.int64]
     tolerance_um: float
-    vertices: int
+
+    @property
+    def vertices(self) -> int:
+        """How many there are, rings closed."""
+        return int(shapely.get_num_coordinates(self.polygons).sum())
 
 
 def write_geojson(
@@ -177,39 +182,34 @@ def write_geojson(
 def _within_budget(
     regions: Regions, exported: npt.NDArray[np.bool_], options: PolygonOptions, mpp: float
 ) -> _Shapes:
-    """The exported regions, all simplified further while they do not keep to the vertex budget.
+    """The exported regions, all simplified further to keep to the vertex budget, where that helps.
 
     A higher tolerance continues from the lower one: corners go in the order of their triangles,
     so starting again would come to the same place.
     """
     index = np.flatnonzero(exported[regions.values])
     polygons, tolerance = regions.polygons, options.tolerance_um
-    if not len(index):
-        return _Shapes(polygons[:0], index, tolerance, 0)
-    if tolerance / mpp > regions.tolerance_px:
+    if len(index) and tolerance / mpp > regions.tolerance_px:
         polygons = simplify(polygons, tolerance / mpp)
-    while True:
-        vertices = int(shapely.get_num_coordinates(polygons[index]).sum())
-        if vertices <= options.max_vertices or tolerance >= _MAX_TOLERANCE_UM:
-            return _Shapes(polygons[index], index, tolerance, vertices)
-        excess = vertices / options.max_vertices
+    asked = found = _Shapes(polygons[index], index, tolerance)
+    while (excess := found.vertices / options.max_vertices) > 1:
+        if tolerance >= _MAX_TOLERANCE_UM:
+            return asked
         tolerance = max(tolerance, mpp / 2) * min(4.0, max(1.25, excess**0.8))
         tolerance = min(tolerance, _MAX_TOLERANCE_UM)
         polygons = simplify(polygons, tolerance / mpp)
+        found = _Shapes(polygons[index], index, tolerance)
+    return found
 
 
 @contextmanager
 def _text(path: Path, compress: bool) -> Iterator[codecs.StreamWriter]:
     with path.open("wb") as raw:
         if not compress:
-            yield _writer(raw)
+            yield _WRITER(raw)
             return
         with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-            yield _writer(packed)
-
-
-def _writer(binary: Any) -> codecs.StreamWriter:
-    return codecs.getwriter("utf-8")(binary)
+            yield _WRITER(packed)
 
 
 def _write(
