@@ -287,7 +287,7 @@ def test_the_qupath_script(tmp_path: Path) -> None:
     printed = CliRunner().invoke(cli, ["qupath-script"])
     assert printed.exit_code == 0
     words = ("PathIO.readObjectsFromGeoJSON", "GZIPInputStream", "saveImageData", "addObjects")
-    for word in (*words, '"run.json"', "toRealPath", "not clear of which image"):
+    for word in (*words, '"run.json"', "toRealPath", "not clear of which image", "images failed"):
         assert word in printed.stdout
     path = tmp_path / "scripts" / "import.groovy"
     assert CliRunner().invoke(cli, ["qupath-script", "--out", str(path)]).exit_code == 0

@@ -3,8 +3,9 @@
  *
  *     groovy qupath_stand_in.groovy SCRIPT PROJECTS.json
  *
- * PROJECTS.json is a list of {folder, images: [{uri, name, width, height}]}. After the output of each comes
- * a line "got [...]": for each image the texts of the files whose objects it got.
+ * PROJECTS.json is a list of {folder, images: [{uri, name, width, height, gone}]}; one that is gone cannot
+ * be read. After the output of each comes a line "got [...]": for each image the texts of the files whose objects
+ * it got.
  */
 
 import groovy.json.JsonOutput
@@ -44,7 +45,11 @@ class Image {
     List objects = []
     List getURIs() { return [URI.create(about.uri)] }
     String getImageName() { return about.name }
-    Image readImageData() { return this }
+    Image readImageData() {
+        if (about.gone)
+            throw new IOException("no such\nslide")
+        return this
+    }
     Image getServer() { return this }
     Image getHierarchy() { return this }
     int getWidth() { return about.width }

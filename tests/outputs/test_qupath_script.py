@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -128,3 +129,21 @@ def test_where_nothing_tells_none_is_imported(tmp_path: Path) -> None:
         assert said.startswith(f"{files}")
         assert said.count("\n") == 1
         assert "not clear of which image (/D:/" in said
+
+
+def test_an_image_that_fails_does_not_keep_the_others_back(tmp_path: Path) -> None:
+    case = Case(tmp_path / "case")
+    for stem in "abc":
+        case.result(stem, stem.upper(), f"{stem}.svs", row=False)
+        case.image(f"file:/D:/{stem}.svs")
+    case.images[0]["gone"] = True
+    cut = case.folder / "out" / "b.geojson"
+    cut.with_name("b.geojson.gz").write_bytes(gzip.compress(cut.read_bytes())[:-9])
+    cut.unlink()
+    ((said, got),) = run(tmp_path, [case])
+    assert got == [[], [], ["C"]]
+    gone, damaged, imported, last = said.splitlines()
+    assert gone == "a.geojson: not imported into a.svs (java.io.IOException: no such slide)"
+    assert damaged.startswith("b.geojson.gz: not imported into b.svs (java.io.EOFException")
+    assert imported.startswith("c.geojson: 1 objects")
+    assert last == "2 of 3 images failed, see above"

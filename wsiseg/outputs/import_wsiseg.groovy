@@ -241,6 +241,7 @@ def openEntry = openImage == null ? null : project.getEntry(openImage)
 def entries = project.getImageList() as List
 def choice = chooseFiles(entries.collect { describe(it.getURIs(), it.getImageName()) }, folder)
 def missing = []
+def failed = 0
 entries.eachWithIndex { entry, i ->
     def file = choice.files[i]
     if (file == null) {
@@ -249,11 +250,21 @@ entries.eachWithIndex { entry, i ->
         return
     }
     def isOpen = openEntry != null && entry.getID() == openEntry.getID()
-    def imageData = isOpen ? openImage : entry.readImageData()
-    if (importFile(imageData, file))
-        entry.saveImageData(imageData)
-    if (!isOpen)
-        imageData.getServer().close()
+    try {
+        def imageData = isOpen ? openImage : entry.readImageData()
+        try {
+            if (importFile(imageData, file))
+                entry.saveImageData(imageData)
+        } finally {
+            if (!isOpen)
+                imageData.getServer().close()
+        }
+    } catch (Exception e) {  // the slide was moved, the file is damaged: the others go on
+        failed++
+        println "${file.name}: not imported into ${entry.getImageName()} (${e.toString().replaceAll(/\s+/, ' ')})"
+    }
 }
 if (missing)
     println "No .geojson in ${folder} for: ${missing.join(', ')}"
+if (failed)
+    println "${failed} of ${entries.size()} images failed, see above"
