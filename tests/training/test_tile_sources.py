@@ -13,6 +13,8 @@ from PIL import Image
 from touching import Touching, grey_images, sequence, stored
 
 from wsiseg.errors import ConfigError, DatasetError
+from wsiseg.geometry import Size
+from wsiseg.slides.phantom import write_phantom
 from wsiseg.training.background import Background, BackgroundConfig
 from wsiseg.training.tiles import Pools, SourceConfig, load_pools, warn_of_small
 
@@ -202,3 +204,42 @@ def test_an_image_of_too_many_pixels_says_what_to_do(
     assert "a.png: more than 2 megapixels are too many to be decoded at once" in said
     assert "convert it to a pyramidal TIFF" in said
     assert "bomb" not in said
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 40, 4), np.uint8)
+    pixels[:, :20] = (160, 80, 160, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    view = load(tmp_path, SourceConfig("*.png")).training.groups[0][0].view(20)
+    assert (view[:, :10] == (160, 80, 160)).all()
+    assert (view[:, 10:] == 255).all()
+
+
+def test_images_that_are_not_read_as_they_are(tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 20), 9000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(
+        DatasetError, match=r"1 files can be used; .*deep\.png: has more than 8 bit"
+    ):
+        load(tmp_path, SourceConfig("deep.png"))
+    (tmp_path / "eps.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(
+        DatasetError, match=r"1 files can be used; .*eps\.png: not a readable image"
+    ):
+        load(tmp_path, SourceConfig("eps.png"))
+
+
+def test_slides_of_doubtful_or_coarse_resolution_are_warned_of(tmp_path: Path) -> None:
+    write_phantom(tmp_path / "a.tiff", Size(1024, 1024), mpp=1.0)
+    cases = (
+        (None, 0.5, [r"its pixels of 1 um are enlarged to 0.5 um"]),
+        (0.5, 0.5, ["states 1 um per pixel (tiff resolution), 0.5 is used as given"]),
+        (None, 0.7, []),
+    )
+    for own, mpp, wanted in cases:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            load(tmp_path, SourceConfig("*.tiff", mpp=own), mpp=mpp).slides.close()
+        said = [str(w.message).split("a.tiff: ")[1] for w in caught]
+        assert said == [f"{text}; set mpp of its source if that is wrong" for text in wanted]

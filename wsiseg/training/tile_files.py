@@ -18,10 +18,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from wsiseg.datasets.augment import random_crop
+from wsiseg.datasets.base import rgb
 from wsiseg.errors import DatasetError
 from wsiseg.slides.backend_base import TIFF_ERRORS
 from wsiseg.slides.backends import open_backend
-from wsiseg.slides.image_file import MAX_IMAGE_PX
+from wsiseg.slides.image_file import FORMATS, MAX_IMAGE_PX
 from wsiseg.training.tile_slides import OpenSlides, SlideFile
 
 UInt8 = npt.NDArray[np.uint8]
@@ -79,7 +80,7 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def get(self, path: Path, ratio: float) -> Image.Image:
-        """The RGB image scaled by `ratio`, area-averaged when shrinking.
+        """The RGB image, over white, scaled by `ratio`, area-averaged when shrinking.
 
         Raises:
             DatasetError: the file is not a readable image.
@@ -106,12 +107,14 @@ class ImageFile:
         """Look at the header; without `own_mpp` the image is used as it is.
 
         Raises:
-            DatasetError: the file is no image, or its size at `mpp` cannot be meant.
+            DatasetError: the file is no image of 8 bits, or its size at `mpp` cannot be meant.
         """
         self.path, self._cache = path, cache
         self._ratio = 1.0 if own_mpp is None else own_mpp / mpp
-        with _image_errors(path), Image.open(path) as image:
-            size = image.size
+        with _opened(path) as image:
+            size, mode = image.size, image.mode
+        if mode.startswith(("I", "F")):
+            raise DatasetError(f"{path}: has more than 8 bits a channel; convert it to 8-bit RGB")
         _check_size(path, size, self._ratio, mpp)
         self.short_px = min(size) * self._ratio
 
@@ -193,9 +196,15 @@ def _check_size(path: Path, size: tuple[int, int], ratio: float, mpp: float) -> 
 
 
 @contextmanager
-def _image_errors(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image under Pillow's own limit: threads decode several at once.
+
+    Raises:
+        DatasetError: it is none, damaged or too large, also where that shows inside the block.
+    """
     try:
-        yield
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
     except Image.DecompressionBombError as e:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or MAX_IMAGE_PX) // 1_000_000
         raise DatasetError(
@@ -207,8 +216,8 @@ def _image_errors(path: Path) -> Iterator[None]:
 
 
 def _read_image(path: Path, ratio: float) -> Image.Image:
-    with _image_errors(path), Image.open(path) as file:
-        image = file.convert("RGB")
+    with _opened(path) as file:
+        image = Image.fromarray(rgb(file))
     if ratio == 1:
         return image
     size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))

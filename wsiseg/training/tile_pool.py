@@ -189,7 +189,7 @@ def warn_of_small(
 ) -> None:
     """Say of which sources images are so small that crops are magnified beyond what was asked for.
 
-    Reads no files. Slides are not magnified.
+    Reads no files. Of slides `SlideFile` says so; whatever the crop, they are never too small.
 
     Args:
         pools: the pools of a run; None for one that is not there.

@@ -6,6 +6,7 @@ Of a slide only the places of its tissue are held; a bounded number of slides is
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from PIL import Image
 from wsiseg.datasets.augment import random_crop
 from wsiseg.errors import SlideReadError
 from wsiseg.geometry import Box
-from wsiseg.slides.slide import Slide, open_slide
+from wsiseg.slides.slide import COARSE, Slide, open_slide
 from wsiseg.training.tile_places import find_places, kept_places
 
 UInt8 = npt.NDArray[np.uint8]
@@ -86,6 +87,8 @@ class SlideFile:
     ) -> None:
         """Find the tissue, or take what `kept_places` has of it below the folder `kept`.
 
+        Says where the resolution is doubtful, and where the slide is interpolated.
+
         Raises:
             SlideError: the slide cannot be read, or has no tissue; its resolution is not known.
         """
@@ -93,7 +96,13 @@ class SlideFile:
         with slides.use(path, own_mpp) as slide:
             slide.grid(mpp)  # refuses slides that are too coarse
             self.places = kept_places(kept, path, own_mpp, lambda: find_places(slide))
+            doubts = [text.partition("; ")[0] for text in slide.warnings]  # no options of commands
+            if slide.mpp > COARSE * mpp:
+                doubts.append(f"its pixels of {slide.mpp:g} um are enlarged to {mpp:g} um")
         self._probe()
+        for text in doubts:
+            said = f"{path}: {text}; set mpp of its source if that is wrong"
+            warnings.warn(said, stacklevel=2)
 
     def crop(self, size_px: int, rng: np.random.Generator, *, scale: tuple[float, float]) -> UInt8:
         """A random crop around a random place with tissue."""
