@@ -138,6 +138,21 @@ def test_a_patient_is_on_one_side_in_all_sources(tmp_path: Path) -> None:
         assert held.isdisjoint(kept)
 
 
+def test_a_patient_is_on_one_side_whichever_source_comes_first(tmp_path: Path) -> None:
+    for patient in range(6):
+        for number in range(4):
+            paint(tmp_path / f"p{patient}_{number}.png", 10)
+    plain, grouped = SourceConfig("*_[01].png"), SourceConfig("*.png", group="^(p[0-9])_")
+    for seed in range(3):
+        pools = load(tmp_path, plain, grouped, validation_share=0.3, seed=seed)
+        held, kept = ({n[:2] for n in names(p)} for p in (pools.held_out, pools.training))
+        assert len(held) == 2
+        assert held.isdisjoint(kept)
+        assert pools.training.sources == ("*_[01].png", "*.png")
+        other = load(tmp_path, grouped, plain, validation_share=0.3, seed=seed)
+        assert names(other.held_out) == names(pools.held_out)
+
+
 def test_files_without_a_group_are_warned_of(tmp_path: Path) -> None:
     for name in ("g1_a", "g2_a", "colonn7"):
         paint(tmp_path / f"{name}.png", 10)

@@ -99,8 +99,8 @@ def divide(found: Found, *, validation_share: float = 0.0, seed: int = 0) -> Poo
 
     Of each source the groups that hold out `validation_share` of them, rounded up, are drawn by
     the seed, but never more than half; one with a single group is trained on. A file that several
-    sources name, and a group that their expressions find, is on one side for all of them. Files in
-    which an expression finds nothing are warned of.
+    sources name, and a group that their expressions find, is on one side for all of them: sources
+    with an expression are divided first. Files in which it finds nothing are warned of.
 
     Of either side of a source images are decoded until one can be; those that cannot are warned of
     and left out. Further ones are only met when they are drawn.
@@ -120,10 +120,12 @@ def divide(found: Found, *, validation_share: float = 0.0, seed: int = 0) -> Poo
     training: list[list[TissueFile]] = []
     held: list[list[TissueFile]] = []
     try:
-        for source, files in zip(found.sources, found.files, strict=True):
+        pairs = list(zip(found.sources, found.files, strict=True))
+        for source, files in sorted(pairs, key=lambda pair: not pair[0].group):
             _warn_of_groups(source, [f.path for f in files])
             rng = np.random.default_rng((seed, 7))
             _divide(files, source, sides, groups_held, validation_share, rng)
+        for source, files in pairs:
             training.append([f for f in files if not sides[f.path]])
             held.append([f for f in files if sides[f.path]])
             if not training[-1]:
