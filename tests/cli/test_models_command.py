@@ -14,8 +14,8 @@ from wsiseg.cli.models import command
 from wsiseg.errors import ConfigError, OutputError, UsageError
 from wsiseg.models import zoo
 from wsiseg.models.card import add_to_card
-from wsiseg.models.checkpoint import load_model, save_checkpoint
-from wsiseg.models.registry import ModelConfig, build_segmenter
+from wsiseg.models.checkpoint import load_model, save_checkpoint, save_extractor
+from wsiseg.models.registry import ModelConfig, build_extractor, build_segmenter
 from wsiseg.models.storage import sha256_of
 from wsiseg.models.zoo import BUNDLED
 
@@ -126,6 +126,19 @@ def test_show_a_file(checkpoint: Path) -> None:
     assert about["licence"] == "CC0-1.0"
     assert about["trained_head"] is True
     assert about["fcn"] == about["total"]
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [({"pretraining": {"mpp": 1.28}}, "160 px at 1.28 um per pixel"), ({}, "160 px")],
+)
+def test_show_an_extractor_without_a_head(card: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "extractor.safetensors"
+    extractor = build_extractor({"name": "cnn", "channels": [4, 4, 4, 4], "tile_px": 160})
+    save_extractor(path, extractor, card=card, licence="CC0-1.0")
+    assert f"  window {said}, tile 160 px\n" in output("show", str(path))
+    config = json.loads(output("show", str(path), "--json"))["config"]
+    assert (config["window_px"], config["mpp"]) == (160, 1.28 if card else None)
 
 
 def test_show_what_is_not_there(tmp_path: Path) -> None:

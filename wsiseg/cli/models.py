@@ -207,7 +207,8 @@ def _page(about: Mapping[str, Any]) -> Iterator[str]:
         if key in about:
             yield f"  {key}: {about[key]}"
     tile = config["extractor"]["tile_px"]
-    yield f"  window {config['window_px']} px at {config['mpp']:g} um per pixel, tile {tile} px"
+    where = "" if config["mpp"] is None else f" at {config['mpp']:g} um per pixel"
+    yield f"  window {config['window_px']} px{where}, tile {tile} px"
     if trained:
         yield "classes"
         for row in config["classes"]:

@@ -14,7 +14,13 @@ from wsiseg.models import zoo
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.checkpoint import read_card
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor, parameter_counts
-from wsiseg.models.registry import ModelConfig, build_segmenter, extractor_skeleton
+from wsiseg.models.registry import (
+    EXTRACTORS,
+    ModelConfig,
+    build_segmenter,
+    extractor_skeleton,
+    resolve,
+)
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -50,7 +56,8 @@ def describe(name_or_path: str | Path, *, class_count: int = 6) -> dict[str, Any
         name, summary, state, licence, the parameter count of each part under the part's name
         (pathsegdiff: hipt, unet, first_stage, conditioner, fcn), parts, total, config, features
         (one row a map), sources or card. Of a trained model the counts are those of its file,
-        which is without the first stage's decoder.
+        which is without the first stage's decoder. Of an extractor's file a window is a tile, at
+        the mpp that it was pretrained at, None where the card does not say it.
 
     Raises:
         CheckpointError: no such model or file, or a file that is not what was expected.
@@ -72,7 +79,14 @@ def describe(name_or_path: str | Path, *, class_count: int = 6) -> dict[str, Any
         about["extractor_fingerprint"] = metadata.get("extractor_fingerprint")
         if entry and entry.extractor:
             config = {**config, "extractor": {**config["extractor"], **entry.extractor}}
-    return about | _architecture(config, class_count) | _sources(entry)
+    alone = entry is None and "classes" not in config  # an extractor's file: nothing says a window
+    if alone:
+        tile = resolve(config["extractor"], EXTRACTORS, "extractor")["tile_px"]
+        config = {**config, "window_px": tile}
+    about |= _architecture(config, class_count) | _sources(entry)
+    if alone:
+        about["config"]["mpp"] = about["card"].get("pretraining", {}).get("mpp")
+    return about
 
 
 def _architecture(config: Mapping[str, Any], class_count: int) -> dict[str, Any]:
