@@ -21,9 +21,9 @@ from wsiseg.errors import CheckpointError, MissingCheckpointError, OutputError
 FORMAT = 1
 """Version of the metadata; a file with a higher one is refused."""
 KEY = "wsiseg"
+"""The key of the safetensors metadata that holds the JSON."""
 PART = "wsiseg.part"
 """In the metadata of a file that a stage of the pretraining hands to the next."""
-"""The key of the safetensors metadata that holds the JSON."""
 KINDS = ("segmenter", "extractor")
 """What a file can hold: extractor and head, or an extractor alone."""
 Precision = Literal["float32", "float16"]

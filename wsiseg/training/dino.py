@@ -136,6 +136,7 @@ class DinoTask:
         """Cross-entropy of every student crop against every other global teacher crop.
 
         With `mask_share` also that of every hidden patch of a global crop against the teacher's.
+        `spread` tells a collapse, see `_spread`.
         """
         c = self.config
         self._freeze(step < c.freeze_steps)
@@ -157,8 +158,7 @@ class DinoTask:
             outputs += student["head"](vectors).float().chunk(len(local))
         pairs = [(t, o) for i, t in enumerate(targets) for j, o in enumerate(outputs) if i != j]
         loss = torch.stack([self._cross_entropy(*pair) for pair in pairs]).mean()
-        mean = torch.cat(targets).mean(0)
-        spread = -(mean * (mean + 1e-9).log()).sum()  # falls to 0 if all images collapse to one
+        spread = _spread(torch.cat(targets))
         if hidden is None:
             return {"loss": loss, "spread": spread}
         with torch.no_grad():
@@ -234,6 +234,16 @@ class DinoTask:
             grid = nnf.affine_grid(matrix, [b, 3, size, size], align_corners=False)
             view = nnf.grid_sample(images, grid, align_corners=False, padding_mode="reflection")
         return stain_jitter(view, self.augment, generator)
+
+
+def _spread(targets: Tensor) -> Tensor:
+    """How much the distributions (N, prototypes) tell of their images: the entropy of their mean
+    less the mean of their entropies. 0 if all are the same, be it one prototype or all alike."""
+    return _entropy(targets.mean(0)) - _entropy(targets).mean()
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    return -(shares * (shares + 1e-9).log()).sum(-1)
 
 
 def _tokens(student: Any, views: Tensor, hidden: Tensor | None) -> Tensor:
