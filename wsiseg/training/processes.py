@@ -89,7 +89,16 @@ class Processes:
 
 
 def device_of_process(name: str) -> str:
-    """The device of this process: with several of them and `auto`, each takes its own GPU."""
-    rank = os.environ.get("LOCAL_RANK")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return f"cuda:{rank}" if several and name == "auto" and torch.cuda.is_available() else name
+    """The device of this process: with several of them and `auto`, each takes its own GPU.
+
+    To be asked before `Processes`, which connects GPUs where there are any, and then no CPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return name
+    if name == "auto" and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK')}"
+    if name == "cpu":
+        from accelerate import PartialState
+
+        PartialState(cpu=True, timeout=PATIENCE)  # Processes finds it
+    return name
