@@ -328,3 +328,9 @@ def test_values_that_cannot_be(change: dict[str, Any], message: str) -> None:
 def test_any_seed_is_one(tissue: Path, tmp_path: Path) -> None:
     pretrain("encoder", made(seed=10**14), data=tissue, out=tmp_path)
     assert (tmp_path / "encoder.safetensors").exists()
+        (
+            {"augment": {"scale": (0.5, 2.0)}},
+            r"augment\.scale: has no effect here; crops are varied",
+        ),
+        ({"augment": {"rotate": False}}, r"augment\.rotate: has no effect"),
+        ({"augment": {"elastic_px": 4.0}}, r"augment\.elastic_px: has no effect"),

@@ -83,7 +83,7 @@ class CommonConfig:
     scale: tuple[float, float] = (0.75, 1.33)
     """Range of the crops' magnification."""
     augment: AugmentConfig = AugmentConfig()
-    """Stain variation."""
+    """Variation of colours; crops are varied by `scale`, flips and quarter turns."""
     validation_share: float = 0.05
     """Share of each source's images or slides (groups, where it has them) that is not trained on
     but measured on, rounded up, at most half; 0 = none, and training images are measured on."""
@@ -104,6 +104,12 @@ class CommonConfig:
             raise ConfigError(f"memory_gb {self.memory_gb}: must be above 0")
         if self.measure_every < 0:
             raise ConfigError(f"measure_every {self.measure_every}: must not be negative")
+        for name in ("scale", "rotate", "elastic_px"):
+            if getattr(self.augment, name) != getattr(AugmentConfig, name):
+                raise ConfigError(
+                    f"augment.{name}: has no effect here; crops are varied by `scale`, flips and "
+                    "quarter turns, and by what augment says of colours"
+                )
 
 
 @dataclass(frozen=True)
