@@ -35,7 +35,7 @@ from wsiseg.training.curves import draw_curves
 from wsiseg.training.denoising import steps_at
 from wsiseg.training.dino import DinoConfig, DinoTask
 from wsiseg.training.loop import LoopConfig
-from wsiseg.training.pretrain import pretrain
+from wsiseg.training.pretrain import check_stages, pretrain
 from wsiseg.training.tile_pool import TilePool
 
 
@@ -262,6 +262,29 @@ def test_small_images_are_told(tissue: Path, tmp_path: Path) -> None:
         pretrain("encoder", made(encoder={"crop_px": 96}), data=tissue, out=tmp_path)
 
 
+def test_all_stages_are_checked_before_the_first(
+    run: Path, tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run / "ldm", tmp_path / "begun" / "ldm")
+    words = ["--config", "slides", "--data", str(tissue), "--out", str(tmp_path / "begun")]
+    done = CliRunner().invoke(command, [*words, "--device", "cpu"])
+    assert isinstance(done.exception, UsageError)
+    assert "ldm: holds a run already; give --resume" in str(done.exception)
+    assert not (tmp_path / "begun" / "encoder").exists()
+
+    class Three:
+        count, index, first = 3, 0, True
+
+    config = made(encoder={"loop": {"batch_size": 3}})
+    check_stages(STAGES, config, out=tmp_path / "new")  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "Processes", Three)
+    check_stages(["encoder"], config, out=tmp_path / "new")
+    with pytest.raises(
+        ConfigError, match=r"^autoencoder\.loop\.batch_size: must be a multiple of 3"
+    ):
+        check_stages(STAGES, config, out=tmp_path / "new")  # type: ignore[arg-type]
+
+
 def test_a_lack_of_memory_is_said_in_a_line(
     tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +341,12 @@ def test_reported_steps_are_steps() -> None:
         ({"mpp": float("nan")}, "mpp: nan"),
         ({"measure_every": -1}, "measure_every -1"),
         ({"sources": [{"path": "*", "weight": float("inf")}]}, r"weight: inf"),
+        (
+            {"augment": {"scale": (0.5, 2.0)}},
+            r"augment\.scale: has no effect here; crops are varied",
+        ),
+        ({"augment": {"rotate": False}}, r"augment\.rotate: has no effect"),
+        ({"augment": {"elastic_px": 4.0}}, r"augment\.elastic_px: has no effect"),
     ],
 )
 def test_values_that_cannot_be(change: dict[str, Any], message: str) -> None:
@@ -328,9 +357,3 @@ def test_values_that_cannot_be(change: dict[str, Any], message: str) -> None:
 def test_any_seed_is_one(tissue: Path, tmp_path: Path) -> None:
     pretrain("encoder", made(seed=10**14), data=tissue, out=tmp_path)
     assert (tmp_path / "encoder.safetensors").exists()
-        (
-            {"augment": {"scale": (0.5, 2.0)}},
-            r"augment\.scale: has no effect here; crops are varied",
-        ),
-        ({"augment": {"rotate": False}}, r"augment\.rotate: has no effect"),
-        ({"augment": {"elastic_px": 4.0}}, r"augment\.elastic_px: has no effect"),

@@ -46,7 +46,7 @@ def command(
     from wsiseg.errors import ConfigError
     from wsiseg.inference.memory import memory_said
     from wsiseg.models.devices import pick_device
-    from wsiseg.training.pretrain import pretrain
+    from wsiseg.training.pretrain import check_stages, pretrain
     from wsiseg.training.pretrain_config import chosen_stages, pretrain_config
     from wsiseg.training.processes import Processes, device_of_process
 
@@ -56,7 +56,9 @@ def command(
     except ConfigError as e:
         raise ConfigError(f"--config {config}{' with --set' if settings else ''}: {e}") from e
     own = device_of_process(device)
-    for stage in chosen_stages(run, stages):
+    chosen = chosen_stages(run, stages)
+    check_stages(chosen, run, out=out, resume=resume)
+    for stage in chosen:
         with memory_said(pick_device(own), advice=LESS_MEMORY):
             written = pretrain(stage, run, data=data, out=out, resume=resume, device=own)
         if Processes().first:

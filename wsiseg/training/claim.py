@@ -23,29 +23,39 @@ def essential(data: Any) -> Any:
     return {k: essential(v) for k, v in plain.items() if k not in WITHOUT_EFFECT}
 
 
-def claim_run(
+def check_run(
     run: Path, config: Any, *, resume: bool, of: Callable[[Any], Any] = essential
 ) -> None:
-    """Make a run folder and keep its configuration in it; refuse to mix two runs.
+    """Refuse to mix two runs in a folder.
 
     A run that ended before its first line of log or state (a missing data folder, say) is none.
     `of` gives of a configuration, as plain data, what must be the same.
 
     Raises:
         UsageError: the folder holds a run and `resume` is off, or that of another configuration.
-        OutputError: the folder cannot be written.
     """
-    record, text = run / "config.json", json.dumps(to_mapping(config), indent=1)
     begun = any((run / name).exists() for name in ("log.csv", "state.pt"))
     if begun and not resume:
         raise UsageError(f"{run}: holds a run already; give --resume or another --out")
-    if begun and (other := _other_key(record, config, of)):
+    if begun and (other := _other_key(run / "config.json", config, of)):
         raise UsageError(
             f"{run}: was started with another configuration ({other}); use another --out, and to"
             " train further give its model as the start of a new run"
         )
-    with staged(record) as (temporary,):
-        temporary.write_text(text)
+
+
+def claim_run(
+    run: Path, config: Any, *, resume: bool, of: Callable[[Any], Any] = essential
+) -> None:
+    """Make a run folder and keep its configuration in it, if `check_run` has nothing against it.
+
+    Raises:
+        UsageError: as of `check_run`.
+        OutputError: the folder cannot be written.
+    """
+    check_run(run, config, resume=resume, of=of)
+    with staged(run / "config.json") as (temporary,):
+        temporary.write_text(json.dumps(to_mapping(config), indent=1))
 
 
 def _other_key(record: Path, config: Any, of: Callable[[Any], Any]) -> str:

@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from wsiseg.models.devices import pick_device
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
 from wsiseg.models.registry import build_extractor
 from wsiseg.training.autoencoder import AutoencoderTask, latent_statistics
-from wsiseg.training.claim import claim_run
+from wsiseg.training.claim import check_run, claim_run
 from wsiseg.training.dino import DinoTask
 from wsiseg.training.latent import DenoiserTask
 from wsiseg.training.parts import claim_parts, load_encoder, load_parts, made_of, save_part
@@ -49,7 +50,28 @@ from wsiseg.training.processes import Processes
 from wsiseg.training.stage_run import StageRun
 from wsiseg.training.tiles import Pools, divide, find_files, other_files, warn_of_small
 
-__all__ = ["PixelPretrainConfig", "PretrainConfig", "pretrain"]
+__all__ = ["PixelPretrainConfig", "PretrainConfig", "check_stages", "pretrain"]
+
+
+def check_stages(
+    stages: Sequence[Stage],
+    config: PretrainConfig | PixelPretrainConfig,
+    *,
+    out: Path,
+    resume: bool = False,
+) -> None:
+    """Refuse stages that could not begin, before the first of them trains for days.
+
+    Raises:
+        UsageError: the configuration has no such stage; one was run already and `resume` is off,
+            or its configuration differs; a batch that the processes cannot share.
+    """
+    count = Processes().count
+    for stage in chosen_stages(config, stages):
+        part, where = _part(config, stage)
+        if part.loop.batch_size % count:
+            raise ConfigError(f"{where}loop.batch_size: must be a multiple of {count} processes")
+        check_run(out / stage, config, resume=resume, of=partial(stage_mapping, stage=stage))
 
 
 def pretrain(
@@ -84,13 +106,11 @@ def pretrain(
         ModelError: the loss is no longer finite.
         OutputError: the run folder cannot be written.
     """
-    chosen_stages(config, [stage])
-    part = config if isinstance(config, PixelPretrainConfig) else getattr(config, stage)
+    check_stages([stage], config, out=out, resume=resume)
+    part, _ = _part(config, stage)
     processes, target = Processes(), pick_device(device)
-    if part.loop.batch_size % processes.count:
-        raise ConfigError(f"loop.batch_size: must be a multiple of {processes.count} processes")
     if processes.first:
-        claim_run(out / stage, config, resume=resume, of=lambda c: stage_mapping(c, stage))
+        claim_run(out / stage, config, resume=resume, of=partial(stage_mapping, stage=stage))
     processes.wait()
     torch.manual_seed(config.seed)
     pools = _pools(config, data, out)
@@ -111,6 +131,13 @@ def pretrain(
         return _STAGES[stage](StageRun(stage, config, pools, part, out, target))
     finally:
         pools.slides.close()
+
+
+def _part(config: PretrainConfig | PixelPretrainConfig, stage: Stage) -> tuple[Any, str]:
+    """The configuration of a stage, and what its keys begin with."""
+    if isinstance(config, PixelPretrainConfig):
+        return config, ""
+    return getattr(config, stage), f"{stage}."
 
 
 def _pools(config: Any, data: Path, out: Path) -> Pools:
