@@ -95,6 +95,22 @@ def test_neighbours_are_pictured_beside_their_query(tissue: Path, run: Path) -> 
             assert any(np.array_equal(shown, image) for image in bank)
 
 
+def test_the_encoder_is_measured_on_crops_no_larger_than_it_learns_from(
+    tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = []
+
+    def spy(encoder: Any, measured: Measured, folder: Path) -> dict[str, float]:
+        sides.append(measured.size_px)
+        return {"spread": 1.0}
+
+    monkeypatch.setattr("wsiseg.training.pretrain.report_encoder", spy)
+    for crop, tile in ((40, 64), (48, 32)):
+        config = made(1, extractor={"tile_px": tile}, encoder={"crop_px": crop})
+        pretrain("encoder", config, data=tissue, out=tmp_path / str(crop))
+    assert sides == [32, 32]  # multiples of the patch, 16
+
+
 def test_without_labels_or_held_out_images(tissue: Path, tmp_path: Path) -> None:
     config = made(sources=[{"path": "light_*.png"}], validation_share=0.0)
     pretrain("encoder", config, data=tissue, out=tmp_path)

@@ -157,7 +157,9 @@ def _encoder(run: StageRun) -> Path:
     config: PretrainConfig = run.config
     part = config.encoder
     task = DinoTask(config.extractor.encoder, part.dino, config.augment, part.loop)
-    measured = run.measured(config.extractor.tile_px)
+    patch = config.extractor.encoder.patch_px
+    side = min(config.extractor.tile_px, part.crop_px)  # of larger ones images may be too small
+    measured = run.measured(side // patch * patch)
 
     def report() -> Mapping[str, float]:
         return report_encoder(task.encoder.eval(), measured, run.folder)
