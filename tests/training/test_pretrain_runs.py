@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from pretrain_toys import STAGES, made, report, stop_after
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from wsiseg.cli.pretrain import command
+from wsiseg.config import from_mapping
 from wsiseg.errors import (
     CheckpointError,
     ConfigError,
@@ -27,6 +30,7 @@ from wsiseg.errors import (
 )
 from wsiseg.geometry import Size
 from wsiseg.models.checkpoint import load_extractor, read_card
+from wsiseg.models.extractors.latent import FirstStageConfig, build_first_stage, encode
 from wsiseg.models.extractors.vit import ViTConfig
 from wsiseg.slides.phantom import write_phantom
 from wsiseg.training import pretrain as module
@@ -283,6 +287,33 @@ def test_all_stages_are_checked_before_the_first(
         ConfigError, match=r"^autoencoder\.loop\.batch_size: must be a multiple of 3"
     ):
         check_stages(STAGES, config, out=tmp_path / "new")  # type: ignore[arg-type]
+
+
+def test_latents_are_scaled_by_many_crops_whatever_the_batch(
+    tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics, found = module.latent_statistics, []
+
+    def spy(network: Any, config: Any, batches: Any) -> Any:
+        found.append(torch.cat([*batches]))
+        return statistics(network, config, found[-1].split(5))
+
+    monkeypatch.setattr(module, "latent_statistics", spy)
+    for size in (1, 2):
+        config = made(1, autoencoder={"loop": {"steps": 1, "batch_size": size}})
+        path = pretrain("autoencoder", config, data=tissue, out=tmp_path / str(size))
+    assert found[0].shape == (32, 3, 32, 32)
+    assert torch.equal(*found)
+    assert len({crop.numpy().tobytes() for crop in found[0]}) == 32
+    with safe_open(path, "pt") as file:
+        part = json.loads(file.metadata()["wsiseg.part"])
+    held = from_mapping(FirstStageConfig, part["network"])
+    network = build_first_stage(held)
+    network.load_state_dict(load_file(path))
+    with torch.no_grad():
+        latents = encode(network, held, found[1])
+    assert float(latents.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(latents.std()) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_lack_of_memory_is_said_in_a_line(

@@ -6,7 +6,7 @@ appendix G; the perceptual term needs no downloaded network here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,11 +152,13 @@ class AutoencoderTask:
 
 
 def latent_statistics(
-    first_stage: nn.Module, config: FirstStageConfig, images: Tensor
+    first_stage: nn.Module, config: FirstStageConfig, batches: Iterable[Tensor]
 ) -> FirstStageConfig:
-    """The configuration with shift and scale that give latents of images mean 0 and deviation 1."""
+    """The configuration with shift and scale that give latents mean 0 and deviation 1, over all
+    batches of images together."""
+    plain = replace(config, scale=1.0, shift=0.0)
     with torch.no_grad():
-        latents = encode(first_stage, replace(config, scale=1.0, shift=0.0), images)
+        latents = torch.cat([encode(first_stage, plain, images) for images in batches])
     return replace(config, scale=float(1 / latents.std()), shift=float(latents.mean()))
 
 

@@ -21,7 +21,7 @@ import torch
 from wsiseg.atomic import staged
 from wsiseg.config import to_mapping
 from wsiseg.errors import ConfigError, UsageError
-from wsiseg.models.base import FeatureExtractor, to_tensor
+from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.checkpoint import save_extractor
 from wsiseg.models.devices import pick_device
 from wsiseg.models.extractors.pathsegdiff import PathSegDiffExtractor
@@ -184,11 +184,8 @@ def _autoencoder(run: StageRun) -> Path:
         return report_autoencoder(task, measured, run.folder)
 
     def write(path: Path, _: Mapping[str, float]) -> None:
-        key = (config.seed, part.loop.steps * part.loop.accumulate)
-        size = part.loop.batch_size
-        pixels = run.pools.training.batch(part.crop_px, size, key, scale=config.scale)
-        images = to_tensor(pixels, device=run.device)
-        network = latent_statistics(task.network, first_stage, images)
+        crops = measured.training_crops(config.scale)
+        network = latent_statistics(task.network, first_stage, crops)
         save_part(path, task.network, made_of(network, config.mpp))
 
     return run.finish(task, report, "autoencoder.safetensors", write)

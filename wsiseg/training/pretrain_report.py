@@ -28,8 +28,9 @@ from wsiseg.training.tile_pool import TilePool, View
 from wsiseg.training.tiles import Pools
 
 CROPS, AT_ONCE = 32, 8
-"""Crops that first stage and denoisers are measured on, and crops of one pass: always so many, so
-that the numbers depend neither on batch sizes nor on how many processes share a batch."""
+"""Crops that first stage and denoisers are measured on, that latents are scaled by, and crops of
+one pass: always so many, so that the numbers depend neither on batch sizes nor on how many
+processes share a batch."""
 BANK, QUERIES = 1000, 300
 """Training and held-out crops that the encoder is measured on at most: one of an image, several of
 a slide, always the same."""
@@ -59,9 +60,16 @@ class Measured:
 
     def crops(self) -> Iterator[Tensor]:
         """Batches (B, 3, size, size) in [-1, 1] at the target mpp, always the same."""
+        return self._batches(self.pools.measured, (1, 1))
+
+    def training_crops(self, scale: tuple[float, float]) -> Iterator[Tensor]:
+        """As many of what is trained on, magnified within a range as they are there."""
+        return self._batches(self.pools.training, scale)
+
+    def _batches(self, pool: TilePool, scale: tuple[float, float]) -> Iterator[Tensor]:
         for number in range(CROPS // AT_ONCE):
             key = (self.seed, _MEASURED + number)
-            pixels = self.pools.measured.batch(self.size_px, AT_ONCE, key, scale=(1, 1))
+            pixels = pool.batch(self.size_px, AT_ONCE, key, scale=scale)
             yield to_tensor(pixels, device=self.device)
 
     def count(self) -> dict[str, float]:
