@@ -7,7 +7,8 @@
 A configuration that starts from a pretrained extractor names its file after a `=` and is called
 CONFIG-pretrained. Every run is a folder OUT/METHOD-IMAGES-SEED; what is complete is not done again,
 so the same command goes on where it was stopped. OUT/label_efficiency.png and .json hold the
-result. A seed draws the same images for all configurations of one `validation_share`.
+result; `--beside` draws that of another folder, too, measured with another `--set`. A seed draws
+the same images for all configurations of one `validation_share`.
 """
 
 import argparse
@@ -29,7 +30,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--with-head", action="store_true", help="go on with the files' heads, too")
     parser.add_argument("--set", action="append", default=[], help="passed to every training")
+    parser.add_argument(
+        "--beside",
+        metavar="NAME=FILE",
+        action="append",
+        default=[],
+        help="label_efficiency.json of another OUT, to be drawn as NAME",
+    )
     words = parser.parse_args()
+    others = dict(drawn_beside(text, parser) for text in words.beside)
     methods: dict[str, tuple[str, str]] = {}
     for config, _, extractor in (text.partition("=") for text in words.configs):
         name = Path(config).stem + ("-pretrained" if extractor else "")
@@ -45,7 +54,17 @@ def main() -> None:
                 table.setdefault(name, {}).setdefault(count, []).append(dice)
                 print(f"{name}: {count} images, seed {seed}: Dice {dice:.4f}", flush=True)
     (words.out / "label_efficiency.json").write_text(json.dumps(table, indent=1) + "\n")
-    draw_label_efficiency(words.out / "label_efficiency.png", table)
+    draw_label_efficiency(words.out / "label_efficiency.png", table | others)
+
+
+def drawn_beside(text: str, parser: argparse.ArgumentParser) -> tuple[str, dict[int, list[float]]]:
+    """(name, images -> Dice of each seed) of NAME=FILE, whose file has one method."""
+    name, _, file = text.partition("=")
+    try:
+        (row,) = json.loads(Path(file).read_text()).values()
+        return name, {int(count): values for count, values in row.items()}
+    except (OSError, ValueError, AttributeError) as e:
+        parser.error(f"--beside {text}: give NAME=label_efficiency.json of one method ({e})")
 
 
 def measured(

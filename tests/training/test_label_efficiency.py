@@ -108,6 +108,18 @@ def test_a_curve_is_measured_and_gone_on_with(
     with Image.open(out / "label_efficiency.png") as picture:
         assert picture.size[0] > 500
 
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"tiny": table["tiny"]}))
+    drawn: list[dict[str, dict[int, list[float]]]] = []
+    monkeypatch.setattr(script, "draw_label_efficiency", lambda _, rows: drawn.append(rows))
+    measure(*words, "--beside", f"again={other}")
+    (rows,) = drawn
+    assert rows["again"] == rows["tiny"]
+    assert json.loads((out / "label_efficiency.json").read_text()) == table
+    with pytest.raises(SystemExit):
+        measure(*words, "--beside", f"again={out / 'label_efficiency.json'}")  # of two methods
+    assert "of one method" in capsys.readouterr().err
+
     models = {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
     assert measure(*words).count("Dice 0.") == 4
     assert len(models) == 4
