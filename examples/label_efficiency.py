@@ -38,13 +38,17 @@ def main() -> None:
         help="label_efficiency.json of another OUT, to be drawn as NAME",
     )
     words = parser.parse_args()
-    others = dict(drawn_beside(text, parser) for text in words.beside)
     methods: dict[str, tuple[str, str]] = {}
     for config, _, extractor in (text.partition("=") for text in words.configs):
         name = Path(config).stem + ("-pretrained" if extractor else "")
         if name in methods:
             parser.error(f"two methods are called {name}; measure them in two folders")
         methods[name] = config, extractor
+    others: dict[str, dict[int, list[float]]] = {}
+    for name, row in (drawn_beside(text, parser) for text in words.beside):
+        if name in methods or name in others:
+            parser.error(f"--beside: there is a method {name} already; give another name")
+        others[name] = row
     table: dict[str, dict[int, list[float]]] = {}
     for seed in words.seeds:
         for limit in words.images:
@@ -62,8 +66,8 @@ def drawn_beside(text: str, parser: argparse.ArgumentParser) -> tuple[str, dict[
     name, _, file = text.partition("=")
     try:
         (row,) = json.loads(Path(file).read_text()).values()
-        return name, {int(count): values for count, values in row.items()}
-    except (OSError, ValueError, AttributeError) as e:
+        return name, {int(count): [float(v) for v in values] for count, values in row.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as e:
         parser.error(f"--beside {text}: give NAME=label_efficiency.json of one method ({e})")
 
 

@@ -113,7 +113,7 @@ def test_evaluate_measures_objects_and_calibration(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("area", [np.nan, np.inf, -1.0])
 def test_objects_have_an_area(area: float) -> None:
-    with pytest.raises(UsageError, match="must be 0 or more"):
+    with pytest.raises(UsageError, match="must be a finite number from 0"):
         Measuring(min_object_um2=area)
 
 

@@ -119,6 +119,9 @@ def test_a_curve_is_measured_and_gone_on_with(
     with pytest.raises(SystemExit):
         measure(*words, "--beside", f"again={out / 'label_efficiency.json'}")  # of two methods
     assert "of one method" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        measure(*words, "--beside", f"tiny={other}")
+    assert "method tiny already" in capsys.readouterr().err
 
     models = {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
     assert measure(*words).count("Dice 0.") == 4

@@ -30,7 +30,10 @@ SUFFIX = ".canvas"
 )
 @click.option("--all-classes", is_flag=True, help="Export background classes too.")
 @click.option(
-    "--max-vertices", type=int, metavar="N", help="Raise the tolerance above this; default 500000."
+    "--max-vertices",
+    type=int,
+    metavar="N",
+    help="Raise the tolerance above this, if that helps; default 500000.",
 )
 @click.option("--gzip", is_flag=True, help="Write .geojson.gz.")
 @click.option(

@@ -23,11 +23,12 @@ def summary(canvas: Canvas, written: OutputFiles, *, seconds: float) -> str:
         least = polygons["options"]["min_area_um2"]
         small = f"{polygons['dropped_small']} regions under {least:g} um2"
         lines.append(f"  {small} are in the mask only, not among the polygons (--min-area)")
+    if polygons.get("tolerance_raised"):
+        lines.append(
+            f"  polygons simplified to {polygons['tolerance_um']:g} um, fewer for QuPath to hold"
+        )
     if not polygons.get("within_budget", True):
         many = f"{polygons['vertices']} vertices of polygons are many for QuPath"
         lines.append(f"  {many} to hold; a larger --min-area leaves fewer")
-    elif polygons.get("tolerance_raised"):
-        used = polygons["tolerance_um"]
-        lines.append(f"  polygons simplified to {used:g} um, to stay small enough for QuPath")
     lines.append(f"  wrote {', '.join(p.name for p in written.paths)} to {folder}")
     return "\n".join(lines)

@@ -40,7 +40,8 @@ class Measuring:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.min_object_um2) and self.min_object_um2 >= 0):
             raise UsageError(
-                f"objects of at least {self.min_object_um2} um\u00b2: must be 0 or more"
+                f"objects of at least {self.min_object_um2} um\u00b2: must be a finite number"
+                " from 0"
             )
 
 

@@ -107,7 +107,8 @@ class ImageFile:
         """Look at the header; without `own_mpp` the image is used as it is.
 
         Raises:
-            DatasetError: the file is no image of 8 bits, or its size at `mpp` cannot be meant.
+            DatasetError: the file is no image, or grey of more than 8 bits, or its size at `mpp`
+                cannot be meant.
         """
         self.path, self._cache = path, cache
         self._ratio = 1.0 if own_mpp is None else own_mpp / mpp
