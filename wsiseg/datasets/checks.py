@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from wsiseg.errors import DatasetError
 
 _LEAST_PX = 8
 
@@ -43,3 +48,13 @@ def warn_of_tiny(names: Sequence[str], sizes: Sequence[tuple[int, ...]]) -> None
             "high or wide, of which nothing can be learnt; take them out, or give whole images",
             stacklevel=3,
         )
+
+
+def check_depth(path: Path, image: Image.Image) -> None:
+    """Refuse an image that Pillow cannot make RGB of without cutting off its values.
+
+    Raises:
+        DatasetError: it is grey of more than 8 bits.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise DatasetError(f"{path}: has more than 8 bits a channel; convert it to 8-bit RGB")

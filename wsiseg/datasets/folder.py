@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from wsiseg.classes import IGNORE, Classes, TissueClass
 from wsiseg.datasets.base import LabelledDataset, LabelledImage, UInt8, load_image, rgb
-from wsiseg.datasets.checks import alike
+from wsiseg.datasets.checks import alike, check_depth
 from wsiseg.errors import ConfigError, DatasetError, UsageError
 
 _MAX_VALUE = 65535
@@ -242,8 +242,7 @@ def _label_table(config: FolderConfig) -> npt.NDArray[np.int16]:
 
 def _read_rgb(path: Path) -> UInt8:
     image = load_image(path)
-    if image.mode.startswith(("I", "F")):
-        raise DatasetError(f"{path}: has more than 8 bits a channel; convert it to 8-bit RGB")
+    check_depth(path, image)
     return rgb(image)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from wsiseg.datasets.augment import random_crop
 from wsiseg.datasets.base import rgb
+from wsiseg.datasets.checks import check_depth
 from wsiseg.errors import DatasetError
 from wsiseg.slides.backend_base import TIFF_ERRORS
 from wsiseg.slides.backends import open_backend
@@ -113,9 +114,8 @@ class ImageFile:
         self.path, self._cache = path, cache
         self._ratio = 1.0 if own_mpp is None else own_mpp / mpp
         with _opened(path) as image:
-            size, mode = image.size, image.mode
-        if mode.startswith(("I", "F")):
-            raise DatasetError(f"{path}: has more than 8 bits a channel; convert it to 8-bit RGB")
+            check_depth(path, image)
+            size = image.size
         _check_size(path, size, self._ratio, mpp)
         self.short_px = min(size) * self._ratio
 
