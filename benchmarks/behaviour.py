@@ -127,7 +127,7 @@ def one_slide(
 @click.command(help=__doc__.splitlines()[0])
 @common_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for an overview a slide.")
-@click.option("--overlap", default=256, show_default=True, help="Pixels windows have in common.")
+@click.option("--overlap", type=int, help="Pixels windows have in common; default as of predict.")
 @click.option("--precision", default="auto", show_default=True, help="As of wsiseg predict.")
 @click.option(
     "--max-glass",

@@ -130,7 +130,7 @@ def one_slide(
 @common_options
 @click.option("--half", default="bf16", show_default=True, help="Half precision to compare.")
 @click.option("--channels-last", is_flag=True, help="Measure this order of the weights too.")
-@click.option("--overlap", default=256, show_default=True, help="Pixels windows have in common.")
+@click.option("--overlap", type=int, help="Pixels windows have in common; default as of predict.")
 @click.option("--tissue", default="auto", show_default=True, help="auto, none or a mask file.")
 @click.option(
     "--region",

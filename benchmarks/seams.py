@@ -136,7 +136,7 @@ def seams_of(
 
 @click.command(help=__doc__.splitlines()[0])
 @common_options
-@click.option("--overlap", "overlaps", type=int, multiple=True, default=(256,), show_default=True)
+@click.option("--overlap", "overlaps", type=int, multiple=True, help="Default: as of predict.")
 @click.option("--precision", default="auto", show_default=True, help="As of wsiseg predict.")
 @click.option("--seed", default=0, show_default=True, help="Of the noise.")
 @click.option(
@@ -151,13 +151,14 @@ def main(**words: Any) -> None:
     segmenter = load(words["model"], words["device"], words["threads"])
     rows, found = [], []
     for path in words["slides"]:
-        for overlap in words["overlaps"]:
+        for overlap in words["overlaps"] or (None,):
             options = PredictOptions(
                 overlap_px=overlap, precision=words["precision"], seed=words["seed"]
             )
             with open_slide(path, mpp=words["mpp"]) as slide:
                 seams = seams_of(slide, segmenter, options, words["region"])
-            found.append(_numbers(Path(path).name, overlap, seams))
+            taken = options.overlap_of(segmenter.info.window_px)
+            found.append(_numbers(Path(path).name, taken, seams))
             rows.append(_row(found[-1]))
     click.echo(table(("slide", "overlap", "x", "y", "both", "95 %", "border", "elsewhere"), rows))
     limit = words["max_ratio"]

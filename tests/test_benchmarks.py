@@ -162,8 +162,10 @@ def test_seams_on_the_command_line(small_path: Path, checkpoint: Path, tmp_path:
     assert [row["overlap_px"] for row in found["seams"]] == [32, 64]
     assert good.output.splitlines()[-1] == found["verdict"]
     assert "at most 1000" in found["verdict"]
-    bad = invoked("seams", *words, "--overlap", 32, "--max-ratio", 0.01)
+    bad = invoked("seams", *words, "--max-ratio", 0.01)
     assert bad.exit_code == 1
+    (row,) = json.loads(report.read_text())["seams"]
+    assert row["overlap_px"] == 32  # a third of the window, as of predict
     assert "above 0.01" in bad.output.splitlines()[-1]
 
 

@@ -161,6 +161,16 @@ def test_a_card_that_could_not_be_read_back_is_not_written(checkpoint: Path) -> 
     assert checkpoint.read_bytes() == before
 
 
+def test_a_licence_among_the_statements_is_that_of_the_weights(checkpoint: Path) -> None:
+    add_to_card(checkpoint, {"licence": "A; B", "use": "lungs"}, out=checkpoint)
+    info = load_model(checkpoint).info
+    assert info.licence == "A; B"
+    assert info.card["use"] == "lungs"
+    assert "licence" not in info.card
+    add_to_card(checkpoint, {"use": "colon"}, out=checkpoint)
+    assert load_model(checkpoint).info.licence == "A; B"
+
+
 def test_card_of_no_file_is_a_usage_error(tmp_path: Path) -> None:
     words = ["card", str(tmp_path / "no.safetensors"), "--out", str(tmp_path / "o.safetensors")]
     (tmp_path / "metrics.json").write_text("{}")

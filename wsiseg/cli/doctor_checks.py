@@ -153,7 +153,7 @@ def _devices() -> Iterator[Check]:
         )
         yield Check("device", WARN, f"an NVIDIA driver is installed, but {why}", fix)
     elif not found:
-        text = "CPU only: whole slides take hours"
+        text = "CPU only: minutes a slide with the bundled models, hours with a full-size one"
         yield Check("device", WARN, text, "use a machine with an NVIDIA GPU for many slides")
 
 

@@ -33,7 +33,7 @@ SUFFIX = ".canvas"
     "--max-vertices",
     type=int,
     metavar="N",
-    help="Raise the tolerance above this, if that helps; default 500000.",
+    help="Simplify further while there are more vertices than this; default 500000.",
 )
 @click.option("--gzip", is_flag=True, help="Write .geojson.gz.")
 @click.option(

@@ -102,7 +102,7 @@ def import_command(
 
 @command.command("card")
 @click.argument("model")
-@click.option("--add", type=PATH, help="YAML with statements: use, data, terms, limits.")
+@click.option("--add", type=PATH, help="YAML with statements: use, data, licence, limits.")
 @click.option("--metrics", multiple=True, type=PATH, help="metrics.json of `wsiseg evaluate`.")
 @click.option(
     "--set",

@@ -37,7 +37,7 @@ from wsiseg.cli.say import PATH
     show_default=True,
     help="What runs the networks; openvino, for CPUs, is an extra to install.",
 )
-@click.option("--tissue", help="auto (default), none, or a mask image: where to look.")
+@click.option("--tissue", help="auto (default), none, or a mask image, white where to look.")
 @click.option(
     "--coords",
     type=click.Choice(["qupath", "openslide"]),

@@ -29,7 +29,8 @@ def add_to_card(
 
     Args:
         path: a checkpoint of `wsiseg train`.
-        statements: plain data by title; a title that is there already is replaced.
+        statements: plain data by title; a title that is there already is replaced. `licence`, the
+            terms of the weights, is no title: it stands beside the card.
         out: the file to write, which may be `path`.
         settings: KEY=VALUE of the post-processing and the calibration (`AFTER_WEIGHTS`), such as
             objects.min_area_um2=400; numbers on the card that were measured before are left out.
@@ -56,5 +57,5 @@ def add_to_card(
         for measured in MEASURED:  # with other settings
             kept.pop(measured, None)
     card = {**kept, **statements}
-    licence = segmenter.info.licence
+    licence = str(card.pop("licence", segmenter.info.licence))
     save_checkpoint(out, segmenter, card=card, licence=licence, dtype="float16")

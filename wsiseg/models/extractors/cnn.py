@@ -113,7 +113,7 @@ class CNNExtractor(FeatureExtractor):
             mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
             deviation = images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
             images = (images * 0.5 + 0.5 - mean) / deviation
-        if images.is_cpu:  # 6 to 31 % faster there, see docs/performance.md
+        if images.is_cpu:  # 6 to 31 % less time there, see docs/performance.md
             images = channels_last(images)
         maps = self.net(images)
         if self.config.pooled:
