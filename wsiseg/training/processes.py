@@ -14,6 +14,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
+from wsiseg.errors import UsageError
+
 PATIENCE = timedelta(days=1)
 """How long the others wait while the first one validates or writes; ten minutes is NCCL's own."""
 
@@ -89,13 +91,21 @@ class Processes:
 
 
 def device_of_process(name: str) -> str:
-    """The device of this process: with several of them and `auto`, each takes its own GPU.
+    """The device of this process: with several of them each takes its own GPU.
 
     To be asked before `Processes`, which connects GPUs where there are any, and then no CPUs.
+
+    Raises:
+        UsageError: one GPU for several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return name
-    if name == "auto" and torch.cuda.is_available():
+    if name.startswith("cuda:"):
+        raise UsageError(
+            f"device {name}: one GPU for several processes; give --device cuda, with which each "
+            "takes its own (CUDA_VISIBLE_DEVICES says which there are)"
+        )
+    if name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK')}"
     if name == "cpu":
         from accelerate import PartialState
