@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from wsiseg.errors import (
 from wsiseg.models.base import FeatureExtractor
 from wsiseg.models.checkpoint import load_model
 from wsiseg.training import feature_cache, loop
+from wsiseg.training import train as train_module
 from wsiseg.training.evaluate import Evaluation
 from wsiseg.training.head_task import HeadTask
 from wsiseg.training.start import starting_point
@@ -131,7 +134,7 @@ def test_features_are_kept_with_a_large_seed(tmp_path: Path) -> None:
 
 def test_the_feature_cache_is_bounded(tmp_path: Path) -> None:
     one = 16 * 2 * 2  # values: 16 channels of 2 x 2 tokens
-    cache = feature_cache.FeatureCache(tmp_path, limit_bytes=7 * one)
+    cache = feature_cache.FeatureCache(tmp_path, limit_bytes=7 * one, processes=1)
     for number in range(8):
         cache.put(number, (torch.full((1, 1, 16, 2, 2), number + 0.5),))
     kept = [n for n in range(8) if cache.get(n) is not None]
@@ -139,6 +142,52 @@ def test_the_feature_cache_is_bounded(tmp_path: Path) -> None:
     assert float(cache.get(2)[0].mean()) == 2.5  # type: ignore[index]
     (tmp_path / "1.safetensors").write_bytes(b"damaged")
     assert cache.get(1) is None
+
+
+def test_processes_share_the_limit_of_the_feature_cache(tmp_path: Path) -> None:
+    maps = (torch.zeros(1, 1, 16, 2, 2),)  # 128 bytes
+    for kept in (2, 4):  # the second time what is there counts for both
+        held = sum(p.stat().st_size for p in tmp_path.iterdir())
+        limit = {"limit_bytes": held + 3 * 128, "processes": 2}
+        caches = [feature_cache.FeatureCache(tmp_path, **limit) for _ in range(2)]
+        for number in range(kept, kept + 8):
+            caches[number % 2].put(number, maps)
+        assert len(list(tmp_path.iterdir())) == kept
+
+
+def test_the_feature_cache_leaves_the_last_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = feature_cache.FeatureCache(tmp_path / "features", limit_bytes=10**9, processes=1)
+    maps = (torch.zeros(1, 1, 16, 2, 2),)  # 128 bytes
+    for number, room in enumerate((128, 127)):
+        usage = SimpleNamespace(free=feature_cache.SPARE_BYTES + room)
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+            cache.put(number, maps)
+    assert [cache.get(n) is not None for n in (0, 1)] == [True, False]
+    shutil.rmtree(cache.folder)  # by somebody, to have room again
+    cache.put(2, maps)
+    assert cache.get(2) is None
+
+
+def test_a_resumed_run_with_another_limit_takes_the_kept_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(limit_gb: float, save_every: int = 2) -> TrainConfig:
+        cache = {"patches": 8, "limit_gb": limit_gb}
+        return frozen(feature_cache=cache, loop={"save_every": save_every})
+
+    def write(*arguments: Any) -> None:
+        assert not (tmp_path / "half" / "features").exists()  # gives the models their room
+        write_models(*arguments)
+
+    whole = fit(run(1.0), tmp_path / "whole")
+    interrupt(run(1.0), tmp_path / "half", after=4)
+    write_models = train_module.write_models
+    monkeypatch.setattr(train_module, "write_models", write)
+    monkeypatch.setattr(feature_cache.FeatureCache, "put", None)
+    assert same(whole, fit(run(1e-6, save_every=3), tmp_path / "half", resume=True))
 
 
 def test_a_frozen_network_without_weights_is_refused(tmp_path: Path) -> None:

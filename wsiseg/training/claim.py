@@ -11,7 +11,15 @@ from wsiseg.atomic import staged
 from wsiseg.config import difference, from_mapping, to_mapping
 from wsiseg.errors import UsageError
 
-WITHOUT_EFFECT = {"memory_gb", "cache_mb", "log_every", "save_every", "measure_every", "licence"}
+WITHOUT_EFFECT = {
+    "memory_gb",
+    "cache_mb",
+    "limit_gb",
+    "log_every",
+    "save_every",
+    "measure_every",
+    "licence",
+}
 """Keys that change nothing of a run's weights; one that is resumed may have others."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from wsiseg.config import difference, to_mapping
+from wsiseg.config import difference
 from wsiseg.datasets.base import LabelledDataset
 from wsiseg.datasets.checks import plain
 from wsiseg.errors import ConfigError, UsageError
@@ -27,7 +27,7 @@ from wsiseg.models.segmenter import ModelInfo, Segmenter
 from wsiseg.stain import StainBasis, normalise_image, target_of
 from wsiseg.training.ancestors import BACKGROUND
 from wsiseg.training.background import Background
-from wsiseg.training.claim import claim_run
+from wsiseg.training.claim import claim_run, essential
 from wsiseg.training.feature_cache import FeatureCache
 from wsiseg.training.files import resume_step
 from wsiseg.training.finish import card_of, write_models
@@ -107,8 +107,11 @@ def train(
         warn_of_learnt_validation(about, inputs, card.get(BACKGROUND, ()))
     cache = None
     if config.feature_cache.patches:
-        limit = round(config.feature_cache.limit_gb * 1e9)
-        cache = FeatureCache(out / "features" / f"{key}-{_digest(config)}", limit_bytes=limit)
+        cache = FeatureCache(
+            out / "features" / f"{key}-{_digest(config)}",
+            limit_bytes=round(config.feature_cache.limit_gb * 1e9),
+            processes=processes.count,
+        )
     task = HeadTask(segmenter, config, inputs, run=out, writes=processes.first, cache=cache)
     stream = batches.batches(
         config.loop.batch_size,
@@ -118,8 +121,8 @@ def train(
     )
     run_loop(task, stream, config.loop, run=out, seed=config.seed, state=state)
     if processes.first:
+        shutil.rmtree(out / "features", ignore_errors=True)  # of no use now: room for the models
         write_models(path, task, card, licence)
-        shutil.rmtree(out / "features", ignore_errors=True)  # of no use to a complete run
     processes.wait()
     return path
 
@@ -256,5 +259,5 @@ def _other_border(wanted: ModelInfo, own: ModelInfo) -> str:
 
 
 def _digest(config: TrainConfig) -> str:
-    """Short digest of a configuration."""
-    return hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:16]
+    """Short digest of what has an effect in a configuration."""
+    return hashlib.sha256(json.dumps(essential(config), sort_keys=True).encode()).hexdigest()[:16]

@@ -22,7 +22,8 @@ class FeatureCacheConfig:
     """After how many augmented patches the sequence begins again, but not before it went
     through all images; 0 = never, and no cache."""
     limit_gb: float = 20.0
-    """Size that the cache may reach; what does not fit is computed each time."""
+    """Size that the cache may reach, with 1 GB of the disk left free; what does not fit is
+    computed each time."""
 
     def __post_init__(self) -> None:
         if self.patches < 0 or not self.limit_gb > 0:
