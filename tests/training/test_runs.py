@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -242,6 +243,21 @@ def test_resize_and_stain_are_in_the_checkpoint(tmp_path: Path) -> None:
     info = load_model(path, device="cpu").info
     assert info.resize_px == 64
     assert info.stain_target is not None
+
+
+def test_a_head_whose_images_were_prepared_otherwise_is_told_of(tmp_path: Path) -> None:
+    prepared = config(resize_px=64, normalise="macenko", loop={"steps": 1})
+    first = fit(prepared, tmp_path / "a")
+
+    def go_on(run: TrainConfig, out: str) -> None:
+        train_module.train(run, Discs(), load_model(first, device="cpu"), out=tmp_path / out)
+
+    told = "a was trained on images of normalise=macenko resize_px=64, this run has normalise=none"
+    with pytest.warns(UserWarning, match=told):
+        go_on(config(loop={"steps": 1}), "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        go_on(prepared, "c")
 
 
 class Cut(Discs):

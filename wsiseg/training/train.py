@@ -207,13 +207,29 @@ def _segmenter(
         raise UsageError(f"head {model.head['name']}: has no weights to train; use another head")
     if isinstance(start, Segmenter):
         _continue_head(segmenter, start)
-        if start.info.objects not in (config.objects, type(config.objects)()):
-            warnings.warn(
-                f"the post-processing of {start.info.name} is not taken over; set `objects` to what"
-                " wsiseg models show says of it, or later by wsiseg models card --set",
-                stacklevel=3,
-            )
+        _warn_of_other_settings(segmenter.info, start.info)
     return segmenter
+
+
+def _warn_of_other_settings(wanted: ModelInfo, own: ModelInfo) -> None:
+    """Warn of what belongs to a start with its head and is another in this run."""
+    if own.objects not in (wanted.objects, type(own.objects)()):
+        warnings.warn(
+            f"the post-processing of {own.name} is not taken over; set `objects` to what"
+            " wsiseg models show says of it, or later by wsiseg models card --set",
+            stacklevel=4,
+        )
+    seen, asked = (
+        f"normalise={'none' if info.stain_target is None else 'macenko'} "
+        f"resize_px={'null' if info.resize_px is None else info.resize_px}"
+        for info in (own, wanted)
+    )
+    if seen != asked:
+        warnings.warn(
+            f"{own.name} was trained on images of {seen}, this run has {asked}; if that is not "
+            "meant, set them as they were",
+            stacklevel=4,
+        )
 
 
 def _continue_head(segmenter: Segmenter, start: Segmenter) -> None:
