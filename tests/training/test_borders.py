@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from scipy import ndimage
 from torch.nn import functional as nnf
 from touching import CLASSES, CNN, Touching, config, sequence, store
 
 from wsiseg.classes import IGNORE
+from wsiseg.datasets.base import LabelledImage
 from wsiseg.errors import DatasetError
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.registry import ModelConfig, build_extractor, build_segmenter
@@ -56,6 +59,27 @@ def test_a_batch_has_classes_and_borders_apart() -> None:
     assert not weight[0].any()
     assert (weight[1:][batch.touching[1:]] == 10).all()
     assert (weight[1:][~batch.touching[1:]] == 1).all()
+
+
+class Sparse(Touching):
+    """The same with the largest number that an object can have."""
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        item = super().__getitem__(index)
+        assert item.instances is not None
+        item.instances[item.instances == 5] = 2**31 - 1
+        return item
+
+
+def test_large_object_numbers_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = ndimage.find_objects
+
+    def few(labels: npt.NDArray[np.int32]) -> Any:
+        assert labels.max() <= 5  # it makes a list of so many
+        return find(labels)
+
+    monkeypatch.setattr(ndimage, "find_objects", few)
+    assert np.array_equal(store(Sparse()).get(0)[1], store(Touching()).get(0)[1])
 
 
 def test_borders_that_nobody_drew_take_no_part(tmp_path: Path) -> None:

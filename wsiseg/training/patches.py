@@ -28,6 +28,7 @@ from wsiseg.geometry import Point
 from wsiseg.slides.slide import COARSE
 from wsiseg.training.background import UNDRAWN, Background
 from wsiseg.training.borders import border_band, touching
+from wsiseg.training.labelmaps import LabelMap
 from wsiseg.training.threads import batch_threads
 
 UInt8 = npt.NDArray[np.uint8]
@@ -125,8 +126,9 @@ class ImageStore:
             raise DatasetError(
                 f"{item.name}: has no instances to learn borders from; set border_um to 0"
             )
-        band = border_band(item.instances, self._border_px)
-        between = touching(item.instances, self._border_px)
+        numbered = LabelMap(item.instances).labels  # 1, 2, ...: time and memory go by the largest
+        band = border_band(numbered, self._border_px)
+        between = touching(numbered, self._border_px)
         marks = np.uint8(BORDER) * band + np.uint8(TOUCHING) * between
         marked: UInt8 = item.mask + marks * (item.mask != IGNORE)
         return marked
