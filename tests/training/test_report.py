@@ -18,6 +18,7 @@ from wsiseg.training.metrics import pixel_metrics
 from wsiseg.training.panels import panel_file
 from wsiseg.training.published import CAVEAT, published_rows
 from wsiseg.training.report import write_report
+from wsiseg.training.report_style import STYLE
 
 CLASSES = Classes(
     (TissueClass("Other", (200, 200, 210), background=True), TissueClass("<b>Gland</b>", (1, 2, 3)))
@@ -121,6 +122,12 @@ def test_numbers_stand_in_their_rows(tmp_path: Path) -> None:
     assert "pooled confusion matrix" in text
     assert "Fold" not in text
     assert "Objects" not in text
+
+
+def test_colours_and_bars_are_printed() -> None:
+    (selectors,) = re.findall(r"([^{}]*)\{ print-color-adjust: exact; \}", STYLE)
+    filled = {".tile", ".note", ".swatch", "td.bar", "tr.ours > *", "svg"}
+    assert {s.strip() for s in selectors.split(",")} == filled
 
 
 def test_names_are_escaped(tmp_path: Path, pictures: dict[str, Any]) -> None:

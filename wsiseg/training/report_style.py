@@ -67,8 +67,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .88rem; }
   .scroll { max-height: none; overflow: visible; border: 0; }
   .scroll thead th { position: static; }
   h2, h3 { break-after: avoid; } figure, tr, .tiles { break-inside: avoid; }
-  .tile, .note, .swatch, td.bar, tr.noted > * { padding-bottom: 0; border-bottom: 0; }
-tr.ours > *, svg { print-color-adjust: exact; } }
+  .tile, .note, .swatch, td.bar, tr.ours > *, svg { print-color-adjust: exact; } }
 """
 
 SCRIPT: Final = """
