@@ -3,7 +3,8 @@
     python examples/pool_folds.py runs/luad-1/fold runs/luad-2/fold runs/luad-3/fold
 
 Each folder holds the metrics.json of `wsiseg evaluate --fold K/N`. Printed are accuracy and, by
-class, Dice and IoU of each fold and of all of them; a class that a fold has not has no value there.
+class, Dice and IoU of each fold and of all of them; a class that no label of a fold has is left out
+of its means.
 """
 
 import argparse
@@ -38,10 +39,10 @@ def read(folder: Path) -> tuple[str, dict[str, Any], Matrix]:
 def line(title: str, matrix: Matrix, names: list[str]) -> str:
     """A row of the table, in Markdown."""
     rows = tuple(TissueClass(name, (0, 0, 0)) for name in names)
-    found: dict[str, Any] = pixel_metrics(matrix, Classes(rows))
+    found: dict[str, Any] = pixel_metrics(matrix, Classes(rows), only_labelled=True)
     values = [found["accuracy"], found["dice"], found["miou"]]
-    for name in names:
-        own = found["per_class"].get(name, {})
+    for name, labelled in zip(names, matrix.any(axis=1), strict=True):
+        own = found["per_class"][name] if labelled else {}
         values += [own.get("dice"), own.get("iou")]
     return " | ".join([f"| {title}", *("" if v is None else f"{v:.3f}" for v in values)]) + " |"
 

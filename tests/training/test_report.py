@@ -120,6 +120,7 @@ def test_numbers_stand_in_their_rows(tmp_path: Path) -> None:
         assert part in text
     assert "25.0% of the pixels of <b>Gland</b> were called Other." in text
     assert "pooled confusion matrix" in text
+    assert "neither in an image nor in its prediction is left out" in text
     assert "Fold" not in text
     assert "Objects" not in text
 

@@ -43,7 +43,8 @@ OBJECT_MEANING = {
 POOLED = (
     "All labelled pixels of all images are counted in one pooled confusion matrix; pixels to be "
     "ignored are left out. Beside it stand the means of the images' own values, in which a small "
-    "image counts as much as a large one and a class that an image lacks is left out of its value."
+    "image counts as much as a large one; a class that is neither in an image nor in its "
+    "prediction is left out of its value, one that is only predicted counts 0."
 )
 
 
