@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--tta", action="store_true", help="average over flips and quarter turns")
     words = parser.parse_args()
     folds = words.folds or len(words.runs)
+    if folds < max(2, len(words.runs)):
+        parser.error("give --folds N, 2 or more and no fewer than runs, or a run for each fold")
     found = list(predictions(words.data, words.runs, folds=folds, tta=words.tta))
     mpp = open_dataset(dataset_mapping("glas"), words.data, "train").mpp
     best = ObjectsConfig(min_area_um2=400.0, max_hole_um2=2000.0, min_core_um2=200.0)
