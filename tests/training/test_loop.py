@@ -205,6 +205,20 @@ def test_rows_after_a_step_are_cut(tmp_path: Path) -> None:
     assert path.read_text().split() == ["step,loss", "1,0.5", "3,0.5"]
 
 
+@pytest.mark.parametrize("torn", [b"30,0.2", b"30,0.25\r", b"30", b"30,0.2530,0.25\r\n"])
+def test_torn_rows_are_cut_before_others_are_added(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "log.csv"
+    append_row(path, {"step": 10, "loss": 0.5})
+    path.write_bytes(path.read_bytes() + torn)
+    cut_rows(path, 30)
+    append_row(path, {"step": 40, "loss": 0.5})
+    assert path.read_text().split() == ["step,loss", "10,0.5", "40,0.5"]
+    path.write_bytes(b"step,lo")
+    cut_rows(path, 30)
+    append_row(path, {"step": 40, "loss": 0.5})
+    assert path.read_text().split() == ["step,loss", "40,0.5"]
+
+
 @pytest.mark.parametrize("content", [b"", b"text", b"\x80\x02cos\nsystem\n.", b"PK\x03\x04"])
 def test_a_damaged_state_is_said_in_a_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.pt"

@@ -52,16 +52,17 @@ def append_row(path: Path, row: Mapping[str, float]) -> None:
 
 
 def cut_rows(path: Path, step: int) -> None:
-    """Remove the rows after a step, which a resumed run writes again."""
+    """Remove the rows after a step, which a resumed run writes again, and torn ones."""
     if not path.exists():
         return
     with path.open(newline="") as file:  # as the csv module ended them
         lines = file.read().splitlines(keepends=True)
+    whole = [r for r in lines if r.endswith("\n") and r.count(",") == lines[0].count(",")]
     kept = [
-        r for r in lines[1:] if r.partition(",")[0].isdecimal() and int(r.split(",")[0]) <= step
+        r for r in whole[1:] if r.partition(",")[0].isdecimal() and int(r.split(",")[0]) <= step
     ]
     with staged(path) as (temporary,):
-        temporary.write_text("".join([*lines[:1], *kept]), newline="")
+        temporary.write_text("".join([*whole[:1], *kept]), newline="")
 
 
 class RunLog:
