@@ -91,6 +91,21 @@ def test_a_folder_that_cannot_be_written_is_said_before_and_after(tmp_path: Path
         write_results(tmp_path, result, stain_model(), **words)
 
 
+def test_panels_of_an_earlier_evaluation_are_removed(tmp_path: Path) -> None:
+    pixel = pixel_metrics(np.array([[1, 0], [1, 0]]), CLASSES)
+    row = {"accuracy": 1.0, "dice": 1.0, "miou": 1.0, "f1": 1.0}
+    panels = tmp_path / "panels"
+    panels.mkdir()
+    words: dict[str, Any] = {"dataset": NoImages(), "about": ABOUT, "panels": 0}
+    write_results(tmp_path, Evaluation(pixel, {"a/b": row}), stain_model(), **words)
+    for name in ("a%2Fb.png", "name.png", "mine.png"):
+        (panels / name).touch()
+    write_results(tmp_path, Evaluation(pixel, {"c": row}), stain_model(), **words)
+    assert {p.name for p in panels.iterdir()} == {"name.png", "mine.png"}
+    (tmp_path / "per_image.csv").write_bytes(b"\xff\n\n")  # of somebody else
+    write_results(tmp_path, Evaluation(pixel, {"c": row}), stain_model(), **words)
+
+
 class Named(NoImages):
     """Images that have names and groups only."""
 

@@ -101,6 +101,8 @@ def write_results(
         "calibration": result.calibration,
     }
     _remove(out / "metrics.json")
+    for name in (*dataset.names, *_measured(out / "per_image.csv")):
+        _remove(out / PANELS / panel_file(name))
     _write_table(out / "per_image.csv", result.per_image)
     images = _plots(out, result, dataset.classes)
     names = chosen(result.per_image, panels)
@@ -147,8 +149,6 @@ def _draw(
     how: Measuring,
     names: list[str],
 ) -> list[Path]:
-    for name in dataset.names:
-        _remove(folder / panel_file(name))
     index = {name: i for i, name in enumerate(dataset.names)}
     paths = []
     for name in names:
@@ -164,6 +164,15 @@ def _draw(
             uncertainty=prediction.uncertainty,
         )
     return paths
+
+
+def _measured(table: Path) -> list[str]:
+    """Names of the images in the table of an earlier evaluation, if there is one."""
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            return [row[0] for row in csv.reader(file) if row][1:]
+    except (OSError, ValueError, csv.Error):  # missing, or no such table
+        return []
 
 
 def _remove(path: Path) -> None:
