@@ -53,6 +53,19 @@ def test_features_are_half_and_noise_is_that_of_place_and_seed() -> None:
     assert torch.equal(same[0][4], moved[0][4])
 
 
+def test_at_step_0_there_is_no_noise() -> None:
+    extractor: Any = model("pathsegdiff, t = 0").extractor
+    quick = FastExtractor(extractor, torch.bfloat16)
+    assert [n.shape for n in quick.noise(SPOTS, 0)] == [(9, 3, 16, 16)], "of step 900 alone"
+    with torch.inference_mode():
+        first, moved = quick(tiles(), SPOTS, 0), quick(tiles(), SPOTS[::-1], 1)
+        plain = extractor(tiles(), SPOTS, 0)
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], moved[:3], strict=True))
+    assert not torch.equal(first[3], moved[3])
+    for a, b in zip(first, plain, strict=True):
+        assert float((a - b).norm()) <= 5e-2 * float(b.norm())
+
+
 def test_one_copy_a_model_and_none_where_there_is_no_fast_one() -> None:
     plain = model("pathsegdiff")
     first, second = to_fast(plain, torch.bfloat16), to_fast(plain, torch.bfloat16)

@@ -47,6 +47,10 @@ DDPM: dict[str, Any] = {
 CNN: dict[str, Any] = {"name": "cnn", "channels": [8, 8, 16, 16], "tile_px": 32}
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pathsegdiff": (PATHSEGDIFF, {"name": "fcn", "widths": [8, 8, 8]}),
+    "pathsegdiff, t = 0": (
+        {**PATHSEGDIFF, "timesteps": [0, 900]},
+        {"name": "fcn", "widths": [8, 8, 8]},
+    ),
     "ddpm": (DDPM, {"name": "pixel_mlp", "members": 3, "widths": [8, 4]}),
     "cnn": (CNN, {"name": "unet", "widths": [8, 8, 8, 4]}),
 }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import CLASSES, EXTRACTORS, HEADS, PATHSEGDIFF, tiny_extractor, tiny_model
+from tiny_models import CLASSES, DDPM, EXTRACTORS, HEADS, PATHSEGDIFF, tiny_extractor, tiny_model
 
 from wsiseg.config import from_mapping, to_mapping
 from wsiseg.errors import ConfigError
@@ -15,6 +15,8 @@ from wsiseg.geometry import Point
 from wsiseg.inference.engine import Engine
 from wsiseg.models import registry
 from wsiseg.models.base import Features
+from wsiseg.models.diffusion import place_noise
+from wsiseg.models.extractors import pathsegdiff
 from wsiseg.models.registry import (
     ModelConfig,
     build_segmenter,
@@ -135,6 +137,31 @@ def test_noise_reaches_the_features_by_place_and_seed_alone() -> None:
     assert torch.allclose(same[-1][0], same[-1][1], atol=1e-5)
     assert float((moved[-1][0] - moved[-1][1]).abs().max()) > 1e-2
     assert float((same[-1][:1] - other[-1]).abs().max()) > 1e-2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mapping", [PATHSEGDIFF, {**DDPM, "shared_noise": False}])
+def test_at_step_0_features_depend_on_no_place_and_no_seed(mapping: dict[str, Any]) -> None:
+    extractor = registry.build_extractor({**mapping, "timesteps": [0]}).eval()
+    found = extractor(tiles(1), [Point(0, 0)], 3)
+    for place, seed in ((Point(32, 0), 3), (Point(0, 0), 4)):
+        other = extractor(tiles(1), [place], seed)
+        assert all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
+
+
+@torch.inference_mode()
+def test_noise_has_its_strength_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor: Any = registry.build_extractor({**PATHSEGDIFF, "timesteps": [0, 5, 50]}).eval()
+    seen: list[torch.Tensor] = []
+    blank = torch.zeros(1, 3, 16, 16, dtype=torch.bfloat16)
+    monkeypatch.setattr(pathsegdiff, "encode_with_details", lambda *_: (blank, ()))
+    monkeypatch.setattr(pathsegdiff, "read_taps", lambda _, noised, *__: seen.append(noised) or [])
+    extractor.bfloat16()(tiles(1).bfloat16(), [Point(0, 0)], 3)
+    assert {s.dtype for s in seen} == {torch.bfloat16}
+    for noised, t in zip(seen, (0, 5, 50), strict=True):
+        noise = place_noise([Point(0, 0)], 3, t, (3, 16, 16))
+        share = (1 - float(extractor.alphas_bar[t])) ** 0.5 if t else 0.0
+        assert float(noised.float().norm() / noise.norm()) == pytest.approx(share, rel=3e-3)
 
 
 @torch.inference_mode()

@@ -58,7 +58,7 @@ from wsiseg.cli.say import PATH
 )
 @click.option("--keep-canvas", is_flag=True, help="Keep STEM.canvas for `wsiseg export`.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, if any.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: 8 times the work.")
 @click.option(
     "--memory",

@@ -84,11 +84,11 @@ class FastExtractor(FeatureExtractor):
         self._too_large: float = float("inf")
 
     def noise(self, places: Sequence[Point], seed: int) -> tuple[Tensor, ...]:
-        """(B, C, h, w) float32 noise of the places on the device, one tensor a timestep."""
+        """(B, C, h, w) float32 noise of the places on the device, one tensor a timestep after 0."""
         config = self.network.config
         side = config.tile_px // config.first_stage.factor
         shape = (config.first_stage.latent_channels, side, side)
-        drawn = [place_noise(places, seed, t, shape) for t in config.timesteps]
+        drawn = [place_noise(places, seed, t, shape) for t in config.timesteps if t]
         if self._device.type != "cuda":
             return tuple(drawn)
         return tuple(n.pin_memory().to(self._device, non_blocking=True) for n in drawn)
@@ -114,7 +114,7 @@ class FastExtractor(FeatureExtractor):
         return self._graph(inputs)
 
     def compute(self, images: Tensor, *noise: Tensor) -> Features:
-        """Features of channels_last images in the half type, with the noise of all timesteps."""
+        """Features of channels_last images in the half type, with the noise that `noise` gives."""
         left = iter(noise)
         with (
             torch.autocast(images.device.type, enabled=False),

@@ -57,6 +57,20 @@ def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * clean + (1.0 - alpha_bar).sqrt() * noise
 
 
+def at_step(clean: Tensor, timestep: int, table: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    """Clean samples as features are read from them: at step 0 as they are, else with noise.
+
+    Args:
+        clean: (B, C, h, w) of any floating type, which the result has too.
+        timestep: diffusion step.
+        table: `alphas_bar`, in float32 whatever the samples are: 1 - abar needs its digits.
+        draw: gives the noise, (B, C, h, w) or (1, C, h, w); not called at step 0.
+    """
+    if timestep == 0:
+        return clean
+    return add_noise(clean, draw().to(clean), table[timestep])
+
+
 def p2_weight(alphas_bar: Tensor) -> Tensor:
     """P2 weight of the noise loss, 1 / (k + SNR)^gamma with k = gamma = 1, of every step.
 

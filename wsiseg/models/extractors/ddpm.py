@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec
 from wsiseg.models.compat import ensure_torchvision_imports
 from wsiseg.models.diffusion import (
     ScheduleConfig,
-    add_noise,
     alphas_bar,
+    at_step,
     check_timesteps,
     place_noise,
 )
@@ -44,7 +45,8 @@ class DDPMConfig:
     schedule: ScheduleConfig = ScheduleConfig(beta_start=1e-4, beta_end=0.02, kind="linear")
     """The noise schedule it was trained with."""
     timesteps: tuple[int, ...] = (50, 150, 250)
-    """Diffusion steps at which features are read; those of several are concatenated."""
+    """Diffusion steps at which features are read, without noise at 0; those of several are
+    concatenated."""
     taps: tuple[int, ...] = (6, 8, 10, 12)
     """Decoder blocks whose outputs are read, numbered from 0 at the coarse end."""
     shared_noise: bool = True
@@ -145,8 +147,8 @@ class DDPMExtractor(FeatureExtractor):
         """Taps of every timestep, timestep by timestep; see `specs`."""
         maps: list[Tensor] = []
         for t in self.config.timesteps:
-            noise = self.noise(places, seed, t).to(images)
-            noised = add_noise(images, noise, self.alphas_bar[t].to(images))
+            draw = partial(self.noise, places, seed, t)
+            noised = at_step(images, t, self.alphas_bar, draw)
             maps.extend(read_blocks(self.unet, noised, t, self.config.taps))
         return tuple(maps)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,8 @@ from wsiseg.geometry import Point
 from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec
 from wsiseg.models.diffusion import (
     ScheduleConfig,
-    add_noise,
     alphas_bar,
+    at_step,
     check_timesteps,
     place_noise,
 )
@@ -55,7 +56,8 @@ class PathSegDiffConfig:
     conditioning: Literal["encoder", "null"] = "encoder"
     """`null`: every tile gets the null condition, a stand-in for an unconditional model."""
     timesteps: tuple[int, ...] = (50,)
-    """Diffusion steps at which features are read; those of several are concatenated."""
+    """Diffusion steps at which features are read, without noise at 0; those of several are
+    concatenated."""
     taps: tuple[int, ...] = tuple(range(TAP_COUNT))
     """Blocks whose activations are read: 0 the middle block, 1..12 the decoder."""
     details: tuple[int, ...] = ()
@@ -140,10 +142,10 @@ class PathSegDiffExtractor(FeatureExtractor):
         )
         context = self.context(images)
         maps: list[Tensor] = []
+        c, h, w = latents.shape[1:]
         for t in self.config.timesteps:
-            c, h, w = latents.shape[1:]
-            noise = place_noise(places, seed, t, (c, h, w)).to(latents)
-            noised = add_noise(latents, noise, self.alphas_bar[t].to(latents))
+            draw = partial(place_noise, places, seed, t, (c, h, w))
+            noised = at_step(latents, t, self.alphas_bar, draw)
             maps.extend(read_taps(self.unet, noised, t, context, self.config.taps))
         return (*maps, *details)
 
