@@ -40,7 +40,8 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     with mine.take(path) or pytest.fail("not taken") as lease:
         lease.check()
         assert theirs.take(path) is None
-        assert str(os.getpid()) in theirs.holder(path)
+        who, matter = theirs.holder(path)
+        assert (str(os.getpid()) in who, matter) == (True, "")
         assert names(tmp_path) == ["a.lock"]
     assert names(tmp_path) == []
     again = theirs.take(path)
@@ -48,6 +49,15 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     again.release()
     again.release()
     assert names(tmp_path) == []
+
+
+def test_what_a_lock_is_held_for_is_told_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with Locks().take(path, "slide 1") or pytest.fail("not taken") as lease:
+        lease._renew()
+        assert Locks().holder(path)[1] == "slide 1"
+    write(path)
+    assert Locks().holder(path) == ("process 1 on elsewhere", "")
 
 
 def test_a_live_lock_is_respected_however_long(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Locks between processes that share a folder, on any file system. Knows nothing of slides.
 
 A lock is a file, made with O_CREAT | O_EXCL, that says who holds it (host, process, a random token)
-and carries a number that the holder counts up while it lives. No clocks are compared: who finds a
-lock watches it by his own monotonic clock, and if it has not changed for the time of a lease its
-holder is gone. A holder on this machine whose process has ended is gone at once.
+and for what, and carries a number that the holder counts up while it lives. No clocks are compared:
+who finds a lock watches it by his own monotonic clock, and if it has not changed for the time of a
+lease its holder is gone. A holder on this machine whose process has ended is gone at once.
 
 Who ends the tenure of a token T, its holder or one who takes over, must first make the file
 `.NAME.T` with O_EXCL and then still find T in the lock: only one can. A taker writes his own lock
@@ -20,6 +20,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import cache
 from pathlib import Path
@@ -38,10 +39,10 @@ _HELD: set[str] = set()
 class Lease(AbstractContextManager["Lease"]):
     """A lock that is held, renewed by a thread until it is released."""
 
-    def __init__(self, path: Path, number: int, token: str, *, lease_s: float) -> None:
-        """Take charge of the open lock file `number`, written with `token`."""
+    def __init__(self, path: Path, number: int, who: Mapping[str, Any], *, lease_s: float) -> None:
+        """Take charge of the open lock file `number`, in which `who` stands."""
         self.path = path
-        self._file, self._token, self._lease_s = number, token, lease_s
+        self._file, self._who, self._token, self._lease_s = number, who, who["token"], lease_s
         self._beat, self._lost, self._end = 0, False, threading.Event()
         self._renewed = _awake()
         self._lock = threading.Lock()
@@ -74,23 +75,21 @@ class Lease(AbstractContextManager["Lease"]):
         _HELD.discard(self._token)
         claim = _claim_path(self.path, self._token)
         with suppress(OSError):  # another one is at it, or the folder takes no change any more
-            os.close(_create(claim, _text(secrets.token_hex(8), 0)))
+            os.close(_create(claim, _text(_who(), 0)))
             if _token(_read(self.path)) == self._token:
                 self.path.unlink(missing_ok=True)
             claim.unlink(missing_ok=True)
 
     def _run(self) -> None:
-        while not self._end.wait(self._lease_s / _BEATS):
+        while not (self._lost or self._end.wait(self._lease_s / _BEATS)):
             self._renew()
-            if self._lost:
-                return
 
     def _renew(self) -> None:
         with self._lock, suppress(OSError):  # a file system that is away is so for the others too
             self._lost = _token(_read(self.path)) != self._token
             self._beat += 1
             os.lseek(self._file, 0, os.SEEK_SET)
-            os.write(self._file, _text(self._token, self._beat))
+            os.write(self._file, _text(self._who, self._beat))
             os.fsync(self._file)
             self._renewed = _awake()
 
@@ -103,23 +102,23 @@ class Locks:
         self._seen: dict[Path, tuple[bytes, float]] = {}
         self._lively: set[Path] = set()
 
-    def take(self, path: Path) -> Lease | None:
-        """The lock at `path`, if it is free or its holder is known to be gone.
+    def take(self, path: Path, matter: str = "") -> Lease | None:
+        """The lock at `path`, held for `matter`, if it is free or its holder is known to be gone.
 
         Raises:
             OSError: the folder cannot be written.
         """
-        token = secrets.token_hex(8)
-        _HELD.add(token)  # before it can be read
+        who = _who(matter)
+        _HELD.add(who["token"])  # before it can be read
         lease = None
         try:
-            lease = self._take_free(path, token) or self._take_over(path, token)
+            lease = self._take_free(path, who) or self._take_over(path, who)
         finally:
             if lease is None:
-                _HELD.discard(token)
+                _HELD.discard(who["token"])
         return lease
 
-    def settle(self, path: Path) -> Lease | None:
+    def settle(self, path: Path, matter: str = "") -> Lease | None:
         """The lock at `path`, waiting as long as it takes to know whether its holder lives.
 
         That is at most a lease from the first time that this lock was found taken.
@@ -129,7 +128,7 @@ class Locks:
         """
         self._lively.discard(path)
         while True:
-            lease = self.take(path)
+            lease = self.take(path, matter)
             if lease is not None or path in self._lively:
                 return lease
             time.sleep(min(1.0, self._lease_s / 20))
@@ -144,19 +143,19 @@ class Locks:
             time.sleep(0.02)
         return lease
 
-    def holder(self, path: Path) -> str:
-        """Who holds the lock at `path`, to be shown."""
+    def holder(self, path: Path) -> tuple[str, str]:
+        """Who holds the lock at `path`, to be shown, and what for; that is empty if not known."""
         who = _parse(_read(path)) or {"pid": "unknown", "host": "another machine"}
-        return f"process {who['pid']} on {who['host']}"
+        return f"process {who['pid']} on {who['host']}", str(who.get("matter", ""))
 
-    def _hold(self, path: Path, number: int, token: str) -> Lease | None:
-        """The lease of an open lock, if it is that of `token`."""
+    def _hold(self, path: Path, number: int, who: Mapping[str, Any]) -> Lease | None:
+        """The lease of an open lock, if `who` stands in it."""
         os.lseek(number, 0, os.SEEK_SET)
-        if {_token(os.read(number, 4096)), _token(_read(path))} != {token}:
+        if {_token(os.read(number, 4096)), _token(_read(path))} != {who["token"]}:
             os.close(number)
             return None
         self._seen.pop(path, None)
-        return Lease(path, number, token, lease_s=self._lease_s)
+        return Lease(path, number, who, lease_s=self._lease_s)
 
     def _is_gone(self, path: Path, found: bytes) -> bool:
         """Whether the writer of a lock or claim is known not to live any more."""
@@ -169,29 +168,29 @@ class Locks:
             since = now
         return now - since >= self._lease_s or _has_ended(_parse(found))
 
-    def _take_free(self, path: Path, token: str) -> Lease | None:
+    def _take_free(self, path: Path, who: Mapping[str, Any]) -> Lease | None:
         try:
-            return self._hold(path, _create(path, _text(token, 0)), token)
+            return self._hold(path, _create(path, _text(who, 0)), who)
         except FileExistsError:
             return None
 
-    def _take_over(self, path: Path, token: str) -> Lease | None:
+    def _take_over(self, path: Path, who: Mapping[str, Any]) -> Lease | None:
         """End the tenure of one who is gone and begin one's own."""
         found = _read(path)
         if found is None or not self._is_gone(path, found):
             return None
         claim = _claim_path(path, _token(found))
         try:
-            number = _create(claim, _text(token, 0))
+            number = _create(claim, _text(who, 0))
         except FileExistsError:
-            return self._take_over(path, token) if self._help(path, claim) else None
+            return self._take_over(path, who) if self._help(path, claim) else None
         os.close(number)  # some systems rename no open file
         if _read(path) == found:
             with suppress(OSError):  # what stands there afterwards tells whether it was done
                 claim.replace(path)
         claim.unlink(missing_ok=True)
         try:
-            return self._hold(path, os.open(path, _FLAGS), token)
+            return self._hold(path, os.open(path, _FLAGS), who)
         except FileNotFoundError:
             return None
 
@@ -236,16 +235,15 @@ def _create(path: Path, text: bytes) -> int:
     return number
 
 
-def _text(token: str, beat: int) -> bytes:
+def _who(matter: str = "") -> dict[str, Any]:
+    """Who takes a lock now, with a new token, and what for."""
+    host, pid, token = socket.gethostname(), os.getpid(), secrets.token_hex(8)
+    return {"host": host, "machine": _machine(), "pid": pid, "token": token, "matter": matter}
+
+
+def _text(who: Mapping[str, Any], beat: int) -> bytes:
     """What stands in a lock; of the same length for every beat."""
-    who = {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "token": token,
-        "beat": f"{beat:012d}",
-    }
-    return (json.dumps(who) + "\n").encode()
+    return (json.dumps({**who, "beat": f"{beat:012d}"}) + "\n").encode()
 
 
 @cache

@@ -158,6 +158,40 @@ def test_a_slide_that_another_process_has_is_left_to_it(
     assert rows(out)["a"]["status"] == "ok"
 
 
+def test_two_slides_of_one_name_in_one_folder_of_outputs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsiseg.lease, "LEASE_S", 3.0)
+    ours, out = slides(tmp_path / "ours", "a"), tmp_path / "out"
+    theirs = slides(tmp_path / "theirs", "b", "a")
+    stopped(run, monkeypatch, ours, "--out", out)
+    code, _, err = run(theirs, "--out", out)
+    assert code == 1
+    assert f"error: {out / 'a.canvas'}: was begun for another slide of that name" in err
+    assert {k: r["status"] for k, r in rows(out).items()} == {"a": "failed", "b": "ok"}
+    with Locks(lease_s=3.0).take(out / "a.lock", "1" * 64) or pytest.fail("not taken"):
+        code, _, err = run(theirs, "--out", out)
+    assert code == 1
+    assert f"error: {out / 'a.lock'}: process {os.getpid()} on " in err
+    assert "is at work on another slide of that name; choose another --out" in err
+    mounted = ours.rename(tmp_path / "as another machine sees it")
+    code, text, _ = run(mounted, "--out", out)
+    assert code == 0
+    assert "a: continuing: 5 of 20 chunks were done" in text
+
+
+def test_a_slide_that_was_replaced_begins_anew(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = slides(tmp_path / "in", "a"), tmp_path / "out"
+    stopped(run, monkeypatch, folder, "--out", out)
+    slides(tmp_path / "new", "b", "a")
+    (tmp_path / "new" / "a.png").replace(folder / "a.png")
+    code, text, _ = run(folder, "--out", out)
+    assert code == 0
+    assert "a: beginning anew: a.canvas was left by another slide" in text
+
+
 def test_a_lock_of_a_dead_process_elsewhere_is_taken_over(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

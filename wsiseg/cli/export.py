@@ -123,7 +123,7 @@ def _locked(path: Path) -> Iterator[None]:
             lease = locks.settle(lock)
             if lease is None:
                 raise CanvasError(
-                    f"{path}: {locks.holder(lock)} is at work on it; export it afterwards"
+                    f"{path}: {locks.holder(lock)[0]} is at work on it; export it afterwards"
                 )
             held.enter_context(lease)
         yield

@@ -80,7 +80,7 @@ class Slides:
             with self.settings.open(task) as slide:
                 if self.series.is_known(slide, task):
                     return None
-                lease = self._lock(lock, patient=patient)
+                lease = self._lock(lock, slide, patient=patient)
                 if lease is not None:
                     held.enter_context(lease)
                 if (done := self._done(slide, task)) is not None:
@@ -88,7 +88,7 @@ class Slides:
                         self._tidy(task)
                     return done
                 if lease is None:
-                    return Outcome(task, ELSEWHERE, error=self.locks.holder(lock))
+                    return self._elsewhere(task, lock, slide, patient=patient)
                 if not self.settings.overwrite:
                     refuse_foreign(self.settings.out, task.stem)
                 warn_of_slide(slide, task.path, self.segmenter.info)
@@ -131,19 +131,32 @@ class Slides:
         for name, text in rows:
             say(f"  {name:<11} {text}")
 
-    def _lock(self, path: Path, *, patient: bool) -> Lease | None:
-        """The lock of a slide, if it is to be had.
+    def _lock(self, path: Path, slide: Slide, *, patient: bool) -> Lease | None:
+        """The lock of a slide, which says what slide it is, if it is to be had.
 
         Raises:
             OutputError: it cannot be written.
         """
         try:
-            return (self.locks.settle if patient else self.locks.take)(path)
+            return (self.locks.settle if patient else self.locks.take)(path, slide.quickhash)
         except OSError as e:
             raise OutputError(
                 f"{path}: cannot write ({e.strerror or e}); check free space and permissions, then"
                 " start the same command again"
             ) from e
+
+    def _elsewhere(self, task: Task, lock: Path, slide: Slide, *, patient: bool) -> Outcome:
+        """That another process has the slide.
+
+        Raises:
+            OutputError: it lives, and what it has is another slide of that name.
+        """
+        who, matter = self.locks.holder(lock)
+        if patient and matter not in ("", slide.quickhash):
+            raise OutputError(
+                f"{lock}: {who} is at work on another slide of that name; choose another --out"
+            )
+        return Outcome(task, ELSEWHERE, error=who)
 
     def _canvas_of_one(
         self,

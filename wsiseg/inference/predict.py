@@ -26,6 +26,7 @@ from wsiseg.inference.reader import TileReader
 from wsiseg.inference.record import slide_record, timings, versions
 from wsiseg.inference.resume import (
     identity,
+    origin,
     plan_left,
     schedule_left,
     take_up,
@@ -102,6 +103,7 @@ def predict_slide(
         DeviceMemoryError: the device has no memory for even one tile or window.
         ModelError: the model gave values that are no numbers.
         CanvasError: the canvas cannot be written, or `canvas_path` is something else.
+        OutputError: with `options.resume`, it is the canvas of a slide that lies elsewhere.
 
     On any error the canvas is removed. With `options.resume` it is left, where anything of it is
     done.
@@ -135,7 +137,7 @@ def begin(
         stain = stain_parameters(slide, info, grid, thumbnail=thumbnail, tissue=tissue)
     record = _record(slide, job, options=options, tissue=tissue)
     record["parameters"].update(stain)
-    record["identity"] = identity(
+    record["identity"] = origin(slide) | identity(
         record,
         layout=job.layout,
         classes=info.classes,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,8 @@ import numpy.typing as npt
 
 from wsiseg.canvas import FORMAT, Canvas
 from wsiseg.classes import Classes
-from wsiseg.errors import CanvasError
-from wsiseg.inference.contracts import TissueLike
+from wsiseg.errors import CanvasError, OutputError
+from wsiseg.inference.contracts import SlideLike, TissueLike
 from wsiseg.inference.features import Schedule
 from wsiseg.inference.plan import Plan
 
@@ -32,6 +33,8 @@ SPEED_ONLY = ("batch_size", "workers", "memory_gib")
 GONE = (FileNotFoundError, NotADirectoryError)
 """What says that a file of a canvas is not there; other errors of the system may pass."""
 VERSIONS = ("wsiseg", "torch", "numpy", "openvino")
+ORIGIN = ("place", "content")
+"""Of a slide: where its file lies, and what is in it."""
 WORDS = {
     "versions": "another version of wsiseg or of what computes",
     "slide": "another slide, or another resolution, frame or reader of it",
@@ -76,8 +79,21 @@ def identity(
     return {k: _sha(json.dumps(v, sort_keys=True).encode()) for k, v in parts.items()}
 
 
+def origin(slide: SlideLike) -> dict[str, str]:
+    """Which slide a canvas is of: a sha256, as hex, of each part (`ORIGIN`).
+
+    One of both stays the same where the file is replaced, and where it is seen by another path.
+    """
+    parts = (os.fsencode(os.path.realpath(slide.path)), str(slide.quickhash).encode())
+    return dict(zip(ORIGIN, map(_sha, parts), strict=True))
+
+
 def take_up(path: Path, wanted: Mapping[str, str]) -> tuple[Canvas | None, int, str]:
     """The canvas of an earlier run, if it is of the same work; damaged chunks are not done.
+
+    Args:
+        path: of the canvas.
+        wanted: its `identity`, with the `origin` of its slide.
 
     Returns:
         The canvas, or None; how many of its chunks are done; in one line, where there is one that
@@ -85,6 +101,7 @@ def take_up(path: Path, wanted: Mapping[str, str]) -> tuple[Canvas | None, int, 
 
     Raises:
         CanvasError: it cannot be read now, but may be whole.
+        OutputError: it is of a slide that lies elsewhere and has this one's name.
     """
     if not path.is_dir() or not any(path.iterdir()):
         return None, 0, ""
@@ -92,6 +109,11 @@ def take_up(path: Path, wanted: Mapping[str, str]) -> tuple[Canvas | None, int, 
         canvas = Canvas.open(path, writable=True)
         found = canvas.record.get("identity")
         known = found if isinstance(found, Mapping) else {}
+        if all(known.get(part, wanted[part]) != wanted[part] for part in ORIGIN):
+            raise OutputError(
+                f"{path}: was begun for another slide of that name; choose another --out, or"
+                " remove it if that slide is not to be gone on with"
+            )
         other = [word for part, word in WORDS.items() if known.get(part) != wanted[part]]
         if other:
             return None, 0, f"beginning anew: {path.name} was left by {other[0]}"
