@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from inference_fakes import (
-    MemorySlide,
-    MemoryTissue,
-    noise_model,
-    random_slide,
-    stain_model,
-)
+import zarr
+from inference_fakes import MemorySlide, MemoryTissue, noise_model, random_slide, stain_model
 from torch import Tensor
 
 from wsiseg.canvas import Canvas
@@ -319,6 +314,13 @@ def test_only_a_canvas_is_replaced(tmp_path: Path) -> None:
         with pytest.raises(CanvasError, match="exists and is not a canvas"):
             predict_slide(slide, stain_model(), tmp_path / name, options=OPTIONS)
     assert (tmp_path / "work" / "thesis.txt").read_text() == "precious"
+    zarr.open_group(tmp_path / "image.zarr", mode="w").create_array("0", shape=(4, 4), dtype="u1")
+    for name in ("image.zarr", "image.zarr/0"):
+        with pytest.raises(CanvasError, match="exists and is not a canvas"):
+            predict_slide(slide, stain_model(), tmp_path / name, options=OPTIONS)
+    assert (tmp_path / "image.zarr" / "0").is_dir()
+    (tmp_path / "c" / "zarr.json").write_text('{"attributes": {"ws')
+    predict_slide(slide, stain_model(), tmp_path / "c", options=OPTIONS)
 
 
 @pytest.mark.parametrize(

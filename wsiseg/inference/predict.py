@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from wsiseg.canvas import Canvas
-from wsiseg.errors import CanvasError, LeaseLostError
+from wsiseg.errors import LeaseLostError
 from wsiseg.inference.blend import Blender
 from wsiseg.inference.contracts import Progress, SlideLike, TissueLike
 from wsiseg.inference.engine import Stopwatch, WindowFeatures
@@ -25,6 +25,7 @@ from wsiseg.inference.objects import make_objects, wants_objects
 from wsiseg.inference.reader import TileReader
 from wsiseg.inference.record import slide_record, timings, versions
 from wsiseg.inference.resume import (
+    check_target,
     identity,
     origin,
     plan_left,
@@ -131,7 +132,7 @@ def begin(
     watch, info, path = Stopwatch(), segmenter.info, Path(canvas_path)
     grid = slide.grid(info.mpp)
     job = prepare(grid, segmenter, options=options, tissue=tissue)
-    _check_target(path)
+    check_target(path)
     thumbnail = np.asarray(slide.thumbnail(THUMBNAIL_PX), np.uint8)
     with watch("read"):
         stain = stain_parameters(slide, info, grid, thumbnail=thumbnail, tissue=tissue)
@@ -254,14 +255,6 @@ def _segment(work: Work, blender: Blender, progress: Progress) -> None:
             engine.settle()
     with watch("blend"):
         blender.finish()
-
-
-def _check_target(path: Path) -> None:
-    """Refuse to replace anything that is not a canvas or an empty folder."""
-    if not path.exists():
-        return
-    if not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").is_file()):
-        raise CanvasError(f"{path}: exists and is not a canvas; choose another name or remove it")
 
 
 def _record(

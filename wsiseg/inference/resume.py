@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.canvas import FORMAT, Canvas
+from wsiseg.canvas_store import DAMAGES, META, RECORD
 from wsiseg.classes import Classes
 from wsiseg.errors import CanvasError, OutputError
 from wsiseg.inference.contracts import SlideLike, TissueLike
@@ -41,6 +42,29 @@ WORDS = {
     "model": "another model",
     "settings": "other settings",
 }
+
+
+def check_target(path: Path) -> None:
+    """Refuse to replace anything that is not a canvas, damaged or whole, or an empty folder.
+
+    Raises:
+        CanvasError: as said.
+    """
+    if not path.exists() or (path.is_dir() and (_may_be_canvas(path) or not any(path.iterdir()))):
+        return
+    raise CanvasError(f"{path}: exists and is not a canvas; choose another name or remove it")
+
+
+def _may_be_canvas(path: Path) -> bool:
+    """Whether a folder states that it is a canvas, or states what cannot be read."""
+    if not (path / META).is_file():
+        return False
+    try:
+        stated = json.loads((path / META).read_bytes())
+    except DAMAGES:
+        return True
+    attributes = stated.get("attributes") if isinstance(stated, dict) else None
+    return isinstance(attributes, dict) and RECORD in attributes
 
 
 def identity(
