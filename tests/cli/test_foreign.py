@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 import sys
@@ -14,11 +15,13 @@ import pytest
 from PIL import Image
 from tiny_run import Run
 
-from wsiseg.cli import main
+from wsiseg.cli import main, predict_slides
 from wsiseg.errors import OutputError
 from wsiseg.geometry import Size
 from wsiseg.outputs.files import refuse_foreign
 from wsiseg.slides.phantom import write_phantom
+from wsiseg.slides.slide import Slide
+from wsiseg.slides.tissue import TissueMask
 
 ANNOTATIONS = json.dumps({"type": "FeatureCollection", "features": []}, indent=2)
 
@@ -92,6 +95,25 @@ def test_a_tissue_mask_that_was_changed_is_noticed(
     code, text = paint(slice(15, 30))
     assert code == 1
     assert "outputs of other settings (tissue_sha256 differs)" in text
+
+
+def test_the_digest_of_a_tissue_mask_is_of_what_was_read(
+    run: Run, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, out, plain = tmp_path / "mask.png", tmp_path / "out", predict_slides.find_tissue
+    Image.fromarray(np.full((26, 30), 255, np.uint8)).save(mask)
+    digest = hashlib.sha256(mask.read_bytes()).hexdigest()
+
+    def find(slide: Slide, mode: str) -> TissueMask:
+        found = plain(slide, mode)
+        Image.fromarray(np.zeros((26, 30), np.uint8)).save(mask)  # edited while the model works
+        return found
+
+    monkeypatch.setattr(predict_slides, "find_tissue", find)
+    monkeypatch.setattr(predict_slides.Settings, "tissue_of", lambda *_: str(mask))
+    assert run(phantom, "--out", out)[0] == 0
+    parameters = json.loads((out / f"{phantom.stem}.json").read_text())["parameters"]
+    assert (parameters["tissue"], parameters["tissue_sha256"]) == ("mask.png", digest)
 
 
 def test_a_slide_stands_once_in_the_table_however_it_is_spelt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,8 +93,9 @@ class Slides:
                     refuse_foreign(self.settings.out, task.stem)
                 warn_of_slide(slide, task.path, self.segmenter.info)
                 tracing = held.enter_context(Tracing())
+                tissue = self.settings.tissue_record(task)  # now, as it may be edited meanwhile
                 canvas = self._canvas_of_one(slide, task, lease, file, tracing)
-            return self._outputs(canvas, task, lease, began, tracing)
+            return self._outputs(canvas, task, lease, began, tracing, tissue)
 
     def dry(self, task: Task) -> None:
         """Say what would be done with one slide."""
@@ -229,12 +230,18 @@ class Slides:
             progress.close()
 
     def _outputs(
-        self, canvas: Canvas, task: Task, lease: Lease, began: float, tracing: Tracing
+        self,
+        canvas: Canvas,
+        task: Task,
+        lease: Lease,
+        began: float,
+        tracing: Tracing,
+        tissue: Mapping[str, str | None],
     ) -> Outcome:
         """Write the outputs of a complete canvas; it is left there where they cannot be."""
         settings = self.settings
         lease.check()
-        parameters = {**canvas.record["parameters"], **settings.tissue_record(task)}
+        parameters = {**canvas.record["parameters"], **tissue}
         canvas.update_record(parameters=parameters, kept=settings.keep_canvas)
         warn_of_stain(canvas, task.path)
         if not settings.overwrite:  # may have come meanwhile
