@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -67,6 +68,28 @@ def test_the_first_error_is_raised_and_nothing_else_begun(threads: int) -> None:
     assert len(begun) <= 1 + MOST
     assert torch.get_num_threads() == threads
     assert side_by_side(2, lambda i: i) == [0, 1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no signal ends a wait here")
+def test_after_an_interruption_nothing_else_is_begun() -> None:
+    begun: list[int] = []
+
+    def work(i: int) -> None:
+        begun.append(i)
+        time.sleep(0.1)
+        if i == 1:  # when all have been handed out
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(40, work)
+        time.sleep(1)
+        assert len(begun) <= 1 + MOST
+        assert side_by_side(2, lambda i: i) == [0, 1]
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

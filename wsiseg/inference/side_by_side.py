@@ -32,7 +32,7 @@ def side_by_side(count: int, work: Callable[[int], T]) -> list[T]:
     """What `work(i)` gives for each i below `count`, in order, with the threads that torch has.
 
     Every one is computed with the same number of threads, so that its result does not depend on
-    `count`. Once one has failed no other is begun.
+    `count`. Once one has failed, or the wait was interrupted, no other is begun.
 
     Raises:
         BaseException: what the first of them raised, once the others under way have ended.
@@ -52,8 +52,12 @@ def side_by_side(count: int, work: Callable[[int], T]) -> list[T]:
                 failed.set()
                 raise
 
-        futures = [_pool(workers).submit(one, i) for i in range(count)]
-        errors = [e for f in futures if (e := f.exception()) is not None]
+        try:
+            futures = [_pool(workers).submit(one, i) for i in range(count)]
+            errors = [e for f in futures if (e := f.exception()) is not None]
+        except BaseException:  # of this thread, which waits: Ctrl-C
+            failed.set()
+            raise
         if errors:
             raise errors[0]
         return [f.result() for f in futures]  # type: ignore[misc]
