@@ -179,15 +179,14 @@ def test_where_no_terminal_is_a_line_comes_now_and_then(
 ) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    progress = CohortProgress(2)
-    for now in range(0, 40, 2):  # noqa: B007
-        progress.show()
-    progress.end()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        *(["wsiseg: 0 of 2 slides done"] * 2),
-        "wsiseg: 0 of 2 slides done, in 38.0 s",
-    ]
+    for total, last in ((1, []), (2, ["wsiseg: 0 of 2 slides done, in 38.0 s"])):
+        now = 0.0
+        progress = CohortProgress(total)
+        for now in range(0, 40, 2):  # noqa: B007
+            progress.show()
+        progress.end()
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [f"wsiseg: 0 of {total} slides done"] * 2 + last
 
 
 @pytest.mark.parametrize(

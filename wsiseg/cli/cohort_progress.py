@@ -68,8 +68,6 @@ class CohortProgress:
 
     def show(self) -> None:
         """Show the state: at once on a terminal, else if it is time for a line."""
-        if self._total < 2:
-            return
         if sys.stderr.isatty():
             if self._line is None:
                 self._line = tqdm(bar_format="{desc}", file=sys.stderr, leave=False)
@@ -80,7 +78,7 @@ class CohortProgress:
 
     def tell(self) -> None:
         """Print the state as a line of its own, if it is time for one."""
-        if self._total > 1 and time.monotonic() - self._told >= self._every_s:
+        if time.monotonic() - self._told >= self._every_s:
             self._told = time.monotonic()
             say(f"wsiseg: {self.text()}", err=True)
 
@@ -91,7 +89,7 @@ class CohortProgress:
             self._line = None
 
     def end(self) -> None:
-        """Show no more; the last state stays as a line."""
+        """Show no more; of several slides the last state stays as a line."""
         self.clear()
         if self._total > 1:
             took = format_seconds(time.monotonic() - self._began)

@@ -104,7 +104,8 @@ def _alone(tasks: list[Task], settings: Settings) -> tuple[list[Outcome], bool]:
     def do(some: list[Task], patient: bool) -> Iterator[Outcome | None]:
         for outcome in run_tasks(some, partial(slides.work, patient=patient)):
             yield outcome
-            progress.tell()
+            if len(tasks) > 1:  # one alone shows its own
+                progress.tell()
 
     return _work(tasks, do, table, progress)
 
