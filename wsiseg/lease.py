@@ -62,7 +62,7 @@ class Lease(AbstractContextManager["Lease"]):
             self._renew()
         if self._lost:
             raise LeaseLostError(
-                f"{self.path}: another process took over while this one stood still; left to it"
+                f"{self.path}: another process took over while this one stood still"
             )
 
     def release(self) -> None:

@@ -21,7 +21,6 @@ from wsiseg.models.base import FeatureExtractor, Features, Head
 from wsiseg.models.diffusion import place_noise, supplied_noise
 from wsiseg.models.segmenter import Segmenter
 
-RUNTIMES = ("torch", "openvino")
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 Shape = tuple[int, int, int]
 Run = Callable[..., Features]
