@@ -15,13 +15,15 @@ from typing import Any
 
 import dying_worker
 import pytest
+import torch
+from tiny_run import tiny_model
 
 import wsiseg.cli.crew_local as crew_local
 from wsiseg.cli import main
 from wsiseg.cli.cohort_progress import CohortProgress
 from wsiseg.cli.crew import TRIES, Event, Job, Lost, Report, Running, share_out
 from wsiseg.cli.crew_ray import RayCrew, run_slide
-from wsiseg.cli.crew_worker import Orders
+from wsiseg.cli.crew_worker import Orders, do
 from wsiseg.cli.predict import command
 from wsiseg.cli.predict_engine import devices
 from wsiseg.cli.predict_known import first_files
@@ -116,6 +118,20 @@ def test_a_gpu_that_is_short_of_memory_for_a_moment_ends_nothing(
     cluster._ray = ray
     lost = cluster._result(None, Job(task("a")))
     assert lost == Lost(Job(task("a")), "did not start (cuda: out of memory)")
+
+
+def test_a_worker_whose_gpu_computes_nothing_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **more: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    gpu = SimpleNamespace(device=torch.device("cuda:0"), info=tiny_model().info)
+    slides: Any = SimpleNamespace(work=fail, segmenter=gpu)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
+    report = do(slides, Job(task("a")), lambda _: None)
+    assert report.outcome.status == FAILED, "one that goes on computing stays"
+    monkeypatch.setattr("torch.cuda.synchronize", fail)
+    with pytest.raises(SystemExit, match=r"warning: /slides/a.svs: RuntimeError: CUDA error"):
+        do(slides, Job(task("a")), lambda _: None)
 
 
 def test_a_process_that_cannot_be_started_is_said_in_a_line(

@@ -61,6 +61,18 @@ def test_the_table_says_what_became_of_each_slide(run: Run, tmp_path: Path) -> N
     assert len(json.loads((out / "run.json").read_text())["runs"]) == 2
 
 
+def test_a_gpu_that_computes_nothing_more_ends_the_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = slides(tmp_path / "in", "a", "b", "c"), tmp_path / "out"
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:900])
+    monkeypatch.setattr("wsiseg.cli.predict_run.is_broken", lambda device: True)
+    code, _, err = run(folder, "--out", out)
+    assert code == 1
+    assert "cpu: computes nothing more in this process; start the same command again" in err
+    assert {k: r["status"] for k, r in rows(out).items()} == {"a": "ok", "b": "failed"}
+
+
 def test_a_table_of_another_program_is_said_at_once(run: Run, tmp_path: Path) -> None:
     folder, out = slides(tmp_path / "in", "a"), tmp_path / "out"
     out.mkdir()

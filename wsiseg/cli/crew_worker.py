@@ -6,6 +6,7 @@ Knows nothing of how it was started or of how its words reach the user.
 from __future__ import annotations
 
 import io
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,7 +23,8 @@ from wsiseg.cli.predict_known import Series, Stamp
 from wsiseg.cli.predict_run import model_record, set_up
 from wsiseg.cli.predict_settings import Settings
 from wsiseg.cli.predict_slides import Slides
-from wsiseg.inference.cohort import Task, run_tasks
+from wsiseg.inference.cohort import FAILED, Task, run_tasks
+from wsiseg.models.devices import is_broken
 
 EVERY_S = 0.5
 """Progress is told at most so often."""
@@ -83,6 +85,9 @@ def do(slides: Slides, job: Job, tell: Tell) -> Report:
         slides: from `ready`.
         job: the slide.
         tell: is told of progress; what it raises ends the slide.
+
+    Raises:
+        SystemExit: the slide failed and so would all others in this process; it is lost.
     """
     said: list[tuple[bool, str]] = []
     slides.progress, slides.series = partial(_Share, tell), Series()
@@ -95,6 +100,8 @@ def do(slides: Slides, job: Job, tell: Tell) -> Report:
         warnings.showwarning = show_warning
         (outcome,) = run_tasks([job.task], partial(slides.work, patient=job.patient))
     assert outcome is not None  # as no series was met before
+    if outcome.status == FAILED and is_broken(slides.segmenter.device):
+        sys.exit(f"wsiseg: warning: {outcome.error}")
     return Report(outcome, tuple(said), model_record(slides))
 
 

@@ -16,7 +16,7 @@ from wsiseg.cli.predict_settings import IMAGE_SUFFIXES, SCANNER_SUFFIXES, Settin
 from wsiseg.cli.predict_slides import Slides
 from wsiseg.cli.predict_warnings import warn_of_options
 from wsiseg.cli.say import say
-from wsiseg.errors import OutputError, UsageError
+from wsiseg.errors import OutputError, UsageError, WsisegError
 from wsiseg.geometry import Grid, Size
 from wsiseg.inference.cohort import (
     ELSEWHERE,
@@ -33,7 +33,7 @@ from wsiseg.inference.memory import memory_said
 from wsiseg.inference.record import versions
 from wsiseg.inference.runtime import to_openvino
 from wsiseg.models.checkpoint import load_model
-from wsiseg.models.devices import pick_device
+from wsiseg.models.devices import is_broken, pick_device
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.outputs.run_files import Row, RunFiles, check_folder, earlier_stems
 
@@ -106,6 +106,11 @@ def _alone(tasks: list[Task], settings: Settings) -> tuple[list[Outcome], bool]:
             yield outcome
             if len(tasks) > 1:  # one alone shows its own
                 progress.tell()
+            failed = outcome is not None and outcome.status == FAILED
+            if failed and is_broken(device := slides.segmenter.device):
+                raise WsisegError(
+                    f"{device}: computes nothing more in this process; start the same command again"
+                )
 
     return _work(tasks, do, table, progress)
 

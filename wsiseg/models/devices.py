@@ -35,6 +35,17 @@ def cuda_count() -> int:
     return torch.cuda.device_count()
 
 
+def is_broken(device: torch.device) -> bool:
+    """Whether a device computes nothing more in this process, as a GPU does after some errors."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def limit_threads(count: int) -> None:
     """Compute with so many threads of the CPU from now on."""
     torch.set_num_threads(count)
