@@ -32,6 +32,7 @@ from wsiseg.inference.job import prepare
 from wsiseg.inference.memory import memory_said
 from wsiseg.inference.record import versions
 from wsiseg.inference.runtime import to_openvino
+from wsiseg.inference.slide_windows import for_slides
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.devices import is_broken, pick_device
 from wsiseg.models.segmenter import Segmenter
@@ -230,7 +231,7 @@ class _Table:
 def _load(settings: Settings) -> Segmenter:
     device = pick_device(settings.device)
     with memory_said(device):
-        segmenter = load_model(settings.model, device=settings.device)
+        segmenter = for_slides(load_model(settings.model, device=settings.device))
     if settings.runtime == "torch":
         return segmenter
     precision = resolve_precision(settings.precision, segmenter.device)

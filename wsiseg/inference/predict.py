@@ -33,6 +33,7 @@ from wsiseg.inference.resume import (
     take_up,
     windows_left,
 )
+from wsiseg.inference.slide_windows import for_slides
 from wsiseg.models.segmenter import Segmenter
 
 THUMBNAIL_PX = 1600
@@ -129,6 +130,7 @@ def begin(
     and before it is removed after an error; where it raises LeaseLostError the canvas is another
     process's, and stays.
     """
+    segmenter = for_slides(segmenter.eval())
     watch, info, path = Stopwatch(), segmenter.info, Path(canvas_path)
     grid = slide.grid(info.mpp)
     job = prepare(grid, segmenter, options=options, tissue=tissue)
