@@ -26,6 +26,7 @@ from wsiseg.classes import Classes
 from wsiseg.errors import OutputError
 from wsiseg.geometry import Box
 from wsiseg.inference.predict import PredictOptions, predict_slide
+from wsiseg.inference.slide_windows import for_slides
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.outputs.overview import write_overview
 from wsiseg.slides.slide import open_slide
@@ -138,7 +139,7 @@ def one_slide(
 @click.option("--max-tissue", type=float, help="The same of tissue, for slides of other organs.")
 def main(**words: Any) -> None:
     """Measure what is painted on each slide."""
-    segmenter = load(words["model"], words["device"], words["threads"])
+    segmenter = for_slides(load(words["model"], words["device"], words["threads"]))
     if words["out"] is not None:
         _make(words["out"])
     slides = zip(words["slides"], names_of(words["slides"]), strict=True)

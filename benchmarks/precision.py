@@ -35,6 +35,7 @@ from wsiseg.geometry import Box
 from wsiseg.inference.engine import Engine
 from wsiseg.inference.estimate import measure_speed
 from wsiseg.inference.predict import PredictOptions
+from wsiseg.inference.slide_windows import for_slides
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.slides.slide import Slide, open_slide
 from wsiseg.slides.tissue import find_tissue
@@ -141,7 +142,7 @@ def one_slide(
 @click.option("--min-agreement", default=99.9, show_default=True, help="Percent; else exit 1.")
 def main(**words: Any) -> None:
     """Measure the ways on all slides."""
-    segmenter = load(words["model"], words["device"], words["threads"])
+    segmenter = for_slides(load(words["model"], words["device"], words["threads"]))
     orders = [torch.contiguous_format, torch.channels_last][: 1 + words["channels_last"]]
     ways = [Way(precision, order) for order in orders for precision in ("fp32", words["half"])]
     tallies = {way: Tally() for way in ways}

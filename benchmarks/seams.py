@@ -34,6 +34,7 @@ from shared import (
 from wsiseg.errors import UsageError
 from wsiseg.inference.plan import Plan
 from wsiseg.inference.predict import PredictOptions, prepare
+from wsiseg.inference.slide_windows import for_slides
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.slides.slide import Slide, open_slide
 from wsiseg.slides.tissue import find_tissue
@@ -148,7 +149,7 @@ def seams_of(
 @click.option("--max-ratio", default=1.2, show_default=True, help="Above it the exit code is 1.")
 def main(**words: Any) -> None:
     """Measure the seams of each slide at each overlap."""
-    segmenter = load(words["model"], words["device"], words["threads"])
+    segmenter = for_slides(load(words["model"], words["device"], words["threads"]))
     rows, found = [], []
     for path in words["slides"]:
         for overlap in words["overlaps"] or (None,):

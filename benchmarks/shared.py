@@ -24,7 +24,6 @@ from wsiseg.geometry import Box, Grid
 from wsiseg.inference.blend import Blender
 from wsiseg.inference.contracts import TissueLike
 from wsiseg.inference.predict import PredictOptions, predict_slide
-from wsiseg.inference.slide_windows import for_slides
 from wsiseg.models.checkpoint import load_model
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.slides.slide import Slide
@@ -126,7 +125,7 @@ def load(model: str, device: str, threads: int | None) -> Segmenter:
     """The model, on so many threads."""
     if threads is not None:
         torch.set_num_threads(threads)
-    segmenter = for_slides(load_model(model, device=device))
+    segmenter = load_model(model, device=device)
     click.echo(
         f"model {segmenter.info.name} ({segmenter.info.sha256[:12]}), {segmenter.info.mpp:g} um "
         f"per pixel, on {device} with {torch.get_num_threads()} threads"

@@ -169,6 +169,9 @@ def test_a_licence_among_the_statements_is_that_of_the_weights(checkpoint: Path)
     assert "licence" not in info.card
     add_to_card(checkpoint, {"use": "colon"}, out=checkpoint)
     assert load_model(checkpoint).info.licence == "A; B"
+    for wrong in (None, "", ["A", "B"]):
+        with pytest.raises(UsageError, match="licence: give the terms"):
+            add_to_card(checkpoint, {"licence": wrong}, out=checkpoint)
 
 
 def test_card_of_no_file_is_a_usage_error(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def test_a_gpu_that_computes_nothing_more_ends_the_run(
     monkeypatch.setattr("wsiseg.cli.predict_run.is_broken", lambda device: True)
     code, _, err = run(folder, "--out", out)
     assert code == 1
-    assert "cpu: computes nothing more in this process; start the same command again" in err
+    assert "cpu: fails at everything since " in err
+    assert "start the same command again, with --processes 1 if" in err
     assert {k: r["status"] for k, r in rows(out).items()} == {"a": "ok", "b": "failed"}
 
 

@@ -8,26 +8,39 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from wsiseg import load_model, open_slide, predict_slide
 from wsiseg.classes import Classes, TissueClass
+from wsiseg.cli.predict import command
 from wsiseg.geometry import Point, Size
 from wsiseg.inference.job import PredictOptions
 from wsiseg.inference.slide_windows import for_slides
+from wsiseg.models.checkpoint import save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.views import ViewedSegmenter
 from wsiseg.slides.phantom import write_phantom
 
 CLASSES = Classes(
     (TissueClass("Other", (9, 9, 9), background=True), TissueClass("Gland", (0, 99, 0)))
 )
 
+RESNET = {"name": "cnn", "channels": [4, 4, 4, 4], "strides": [4, 8], "tile_px": 64}
+VGG = {
+    "name": "cnn",
+    "arch": "vgg16_bn",
+    "channels": [4, 4, 8, 8, 8],
+    "strides": [8, 16, 32],
+    "pooled": True,
+    "tile_px": 64,
+}
+
 
 def convolutional(tile_px: int, window_px: int | None = None, **more: Any) -> Segmenter:
     torch.manual_seed(0)
-    extractor = {"name": "cnn", "channels": [4, 4, 4, 4], "strides": [4, 8], "tile_px": tile_px}
     config = ModelConfig(
-        extractor=extractor,
+        extractor={**RESNET, "tile_px": tile_px},
         head={"name": "unet", "widths": [8]},
         classes=CLASSES,
         mpp=1.0,
@@ -94,3 +107,39 @@ def test_a_slide_is_gone_through_in_the_larger_window(tmp_path: Path) -> None:
     parameters = a.record["parameters"]
     assert [parameters[k] for k in ("window_px", "tile_px", "overlap_px")] == [768, 768, 256]
     assert np.array_equal(a.labels(a.grid.box), b.labels(b.grid.box))
+
+
+@pytest.mark.parametrize(
+    ("extractor", "head"),
+    [
+        (RESNET, {"name": "fcn", "widths": [8, 8, 8]}),
+        (RESNET, {"name": "unet", "widths": [8, 8]}),
+        (RESNET, {"name": "pixel_mlp", "members": 2, "widths": [4, 4]}),
+        (VGG, {"name": "fcn8", "fc_width": 8}),
+    ],
+)
+def test_every_head_gives_its_larger_window(
+    extractor: dict[str, Any], head: dict[str, Any]
+) -> None:
+    config = ModelConfig(extractor=extractor, head=head, classes=CLASSES, window_px=64)
+    found = for_slides(build_segmenter(config))
+    assert found.info.window_px == 768
+    with torch.inference_mode():
+        values, _ = found.judge(found.features(torch.zeros(1, 3, 768, 768), [Point(0, 0)], 0))
+    assert values.shape == (1, 2, 768, 768)
+    assert not any(p.requires_grad for p in found.parameters())
+
+
+def test_a_segmenter_of_another_kind_stays() -> None:
+    views = ViewedSegmenter(convolutional(96))
+    assert for_slides(views) is views
+
+
+def test_predict_says_the_larger_window(tmp_path: Path) -> None:
+    path, model = tmp_path / "slide.tif", tmp_path / "own.safetensors"
+    write_phantom(path, Size(1000, 800), mpp=1.0)
+    save_checkpoint(model, convolutional(96), card={}, licence="CC0-1.0")
+    words = [path, "--model", model, "--out", tmp_path / "out", "--dry-run"]
+    result = CliRunner().invoke(command, [str(w) for w in words])
+    assert result.exit_code == 0, result.output
+    assert "of 768 px" in result.output

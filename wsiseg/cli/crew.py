@@ -130,7 +130,7 @@ def _again(crew: Crew, lost: Lost, progress: CohortProgress) -> Report | None:
         crew.submit(job)
         return None
     error = (
-        f"{path}: its worker {lost.why}, {TRIES} times; give it more memory, or fewer slides at a "
-        "time, and the same command goes on with it"
+        f"{path}: its worker {lost.why}, {TRIES} times; what it said stands above; give it more "
+        "memory, or fewer slides at a time, and the same command goes on with it"
     )
     return Report(Outcome(job.task, FAILED, error=error))

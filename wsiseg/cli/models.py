@@ -261,7 +261,17 @@ def _short(card: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("training", "extractor"):
         if isinstance(short.get(key), Mapping):
             short[key] = "a record of its own (--json shows it)"
+    if isinstance(metrics := short.get("metrics"), Mapping):
+        short["metrics"] = {title: _in_a_line(row) for title, row in metrics.items()}
     return short
+
+
+def _in_a_line(row: Any) -> Any:
+    """Numbers by name as text; what is no such row stays."""
+    if not isinstance(row, Mapping):
+        return row
+    values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _nested(data: Any, indent: str) -> Iterator[str]:

@@ -131,6 +131,7 @@ def _wanted(
         "other settings": (
             "parameters",
             {
+                "window_px": info.window_px,
                 "overlap_px": options.overlap_of(info.window_px),
                 "seed": options.seed,
                 "tta": options.tta,

@@ -107,10 +107,13 @@ def _alone(tasks: list[Task], settings: Settings) -> tuple[list[Outcome], bool]:
             yield outcome
             if len(tasks) > 1:  # one alone shows its own
                 progress.tell()
-            failed = outcome is not None and outcome.status == FAILED
-            if failed and is_broken(device := slides.segmenter.device):
+            if outcome is None or outcome.status != FAILED:
+                continue
+            if is_broken(device := slides.segmenter.device):
                 raise WsisegError(
-                    f"{device}: computes nothing more in this process; start the same command again"
+                    f"{device}: fails at everything since {outcome.task.path}; start the same "
+                    "command again, with --processes 1 if that slide does it once more: the "
+                    "others are done then"
                 )
 
     return _work(tasks, do, table, progress)

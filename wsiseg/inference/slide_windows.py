@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from wsiseg.config import from_mapping
-from wsiseg.models.registry import EXTRACTORS, ModelConfig, build_segmenter
+from wsiseg.models.extractors.cnn import CNNExtractor
+from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import Segmenter
 
 WINDOW_PX = 768
@@ -19,25 +20,23 @@ def for_slides(segmenter: Segmenter) -> Segmenter:
 
     A network that sees its whole window at once (tile = window) and takes tiles of any side is
     often trained on small ones. On a slide most of a small window lies near its borders, where the
-    network sees nothing beyond. Overlaps of two thirds hide that as well as larger windows do, at
-    four times the work. The side is the least multiple of the trained one that has 768 px. All
+    network sees nothing beyond. Overlaps of two thirds hide that, at four times the work; larger
+    windows hide it better. The side is the least multiple of the trained one that has 768 px. All
     other segmenters are given back as they are.
 
     Args:
         segmenter: any; what is given back has its weights, not copies of them.
     """
     info = segmenter.info
-    extractor = dict(info.config["extractor"]) if info.config else {"name": ""}
-    entry = EXTRACTORS.get(extractor["name"])
-    if entry is None or "tile_px" not in entry.options:
+    if type(segmenter) is not Segmenter or not isinstance(segmenter.extractor, CNNExtractor):
         return segmenter
     if info.window_px != info.tile_px or info.window_px >= WINDOW_PX:
         return segmenter
     side = -(-WINDOW_PX // info.tile_px) * info.tile_px
-    larger = {**info.config, "extractor": {**extractor, "tile_px": side}}
+    larger = {**info.config, "extractor": {**info.config["extractor"], "tile_px": side}}
     larger |= {"window_px": side, "resize_px": None}  # slides are never stretched
     with torch.device("meta"):
         found = build_segmenter(from_mapping(ModelConfig, larger))
     found.load_state_dict(segmenter.state_dict(), assign=True)
     found.info = replace(info, window_px=side, tile_px=side)
-    return found.eval()
+    return found.requires_grad_(False).eval()

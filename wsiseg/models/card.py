@@ -36,7 +36,7 @@ def add_to_card(
             objects.min_area_um2=400; numbers on the card that were measured before are left out.
 
     Raises:
-        UsageError, ConfigError: another key; a value that cannot be.
+        UsageError, ConfigError: another key; a value that cannot be; a licence that is no text.
         CheckpointError, UsageError, OutputError: as for `load_model` and `save_checkpoint`.
     """
     segmenter = load_model(path, device="cpu")
@@ -57,5 +57,7 @@ def add_to_card(
         for measured in MEASURED:  # with other settings
             kept.pop(measured, None)
     card = {**kept, **statements}
-    licence = str(card.pop("licence", segmenter.info.licence))
+    licence = card.pop("licence", segmenter.info.licence)
+    if not isinstance(licence, str) or (not licence and "licence" in statements):
+        raise UsageError("licence: give the terms of the weights in words, a line of text")
     save_checkpoint(out, segmenter, card=card, licence=licence, dtype="float16")

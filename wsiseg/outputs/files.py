@@ -206,7 +206,7 @@ def _kept(folder: Path, old: dict[str, Any], kinds: list[str]) -> dict[str, str]
 _SAME = {
     "slide": ("quickhash", "size"),
     "model": ("sha256",),
-    "parameters": ("mpp", "overlap_px", "seed", "tta", "tissue", "tissue_sha256"),
+    "parameters": ("mpp", "window_px", "overlap_px", "seed", "tta", "tissue", "tissue_sha256"),
 }
 """What files that stand side by side must have been made of, as a record tells it."""
 
