@@ -154,10 +154,14 @@ def test_outputs_of_another_slide_are_not_taken_for_done(
         assert result.code == 1
         assert f"outputs of other settings ({named} differs)" in result.err
     record = json.loads((out / "colon.json").read_text())
-    framed = {**record, "slide": {**record["slide"], "size": [590, 500]}}
-    (out / "colon.json").write_text(json.dumps(framed))
-    result = run(phantom, "--out", out)
-    assert "outputs of another frame (--coords) (size differs)" in result.err
+    for part, key, value, what in (
+        ("slide", "size", [590, 500], "another frame (--coords)"),
+        ("parameters", "window_px", 384, "other settings"),
+    ):
+        changed = {**record, part: {**record[part], key: value}}
+        (out / "colon.json").write_text(json.dumps(changed))
+        result = run(phantom, "--out", out)
+        assert f"outputs of {what} ({key} differs)" in result.err
     (out / "colon.json").write_text(json.dumps(record))
     result = run(phantom, "--out", out, "--tolerance", 0)
     assert "skipped (--overwrite makes them again); its polygons were made with other" in result.out
