@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,11 @@ def test_every_head_gives_its_larger_window(
 
 
 def test_a_segmenter_of_another_kind_stays() -> None:
-    views = ViewedSegmenter(convolutional(96))
+    own = convolutional(96)
+    views = ViewedSegmenter(own)
     assert for_slides(views) is views
+    put_together = Segmenter(own.extractor, own.head, replace(own.info, config={}))
+    assert for_slides(put_together) is put_together
 
 
 def test_predict_says_the_larger_window(tmp_path: Path) -> None:

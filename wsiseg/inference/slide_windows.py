@@ -30,8 +30,8 @@ def for_slides(segmenter: Segmenter) -> Segmenter:
     info = segmenter.info
     if type(segmenter) is not Segmenter or not isinstance(segmenter.extractor, CNNExtractor):
         return segmenter
-    if info.window_px != info.tile_px or info.window_px >= WINDOW_PX:
-        return segmenter
+    if info.window_px != info.tile_px or info.window_px >= WINDOW_PX or not info.config:
+        return segmenter  # without its configuration it cannot be built for another window
     side = -(-WINDOW_PX // info.tile_px) * info.tile_px
     larger = {**info.config, "extractor": {**info.config["extractor"], "tile_px": side}}
     larger |= {"window_px": side, "resize_px": None}  # slides are never stretched
