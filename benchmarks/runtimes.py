@@ -24,6 +24,7 @@ from torch import Tensor
 from wsiseg.geometry import Box, Point, Size
 from wsiseg.inference.engine import Engine
 from wsiseg.inference.runtime import to_openvino
+from wsiseg.models.folding import fold
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.slides.phantom import render_phantom
 
@@ -61,9 +62,9 @@ def engines(segmenter: Segmenter) -> dict[Way, Engine]:
     """The ways to compute, the reference first."""
     found = {}
     for precision in TARGETS:
-        found["torch", precision] = Engine(segmenter, precision=precision)
+        found["torch", precision] = Engine(fold(segmenter), precision=precision)
         compiled = to_openvino(segmenter, precision=precision)
-        found["openvino", precision] = Engine(compiled, precision=precision)
+        found["openvino", precision] = Engine(fold(compiled), precision=precision)
     return found
 
 

@@ -5,14 +5,15 @@
 The jump between two neighbouring pixels is half the sum of |p(x) - p(x - 1)| over the classes. It
 is averaged over the pairs that straddle a border of tiles (anywhere on the lines on which some
 window of the plan has one) and over all other pairs, where both pixels were analysed. Their ratio
-is 1 where nobody could tell the borders. Its interval comes from drawing rows and columns of tiles
-anew (bootstrap).
+is 1 where nobody could tell the borders. A slide is predicted several times, with the borders on
+other pixels of it each time, as a few lines say more of what they happen to lie on than of seams.
+The interval comes from drawing rows and columns of tiles anew (bootstrap).
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from shared import (
 )
 
 from wsiseg.errors import UsageError
+from wsiseg.geometry import Box, Grid, Size
 from wsiseg.inference.plan import Plan
 from wsiseg.inference.predict import PredictOptions, prepare
 from wsiseg.inference.slide_windows import for_slides
@@ -82,13 +84,17 @@ def _ratio(sums: Sums) -> float:
     return float(jump / pairs / (other / other_pairs))
 
 
-def measure_seams(maps: Maps, layout: Plan) -> Seams:
-    """The jumps of probabilities (C, H, W), 0 in all classes where nothing was analysed."""
+def measure_seams(maps: Maps, layout: Plan, origin: int = 0) -> Seams:
+    """The jumps of probabilities (C, H, W), 0 in all classes where nothing was analysed.
+
+    The first band begins at `origin`.
+    """
     size, side = layout.grid.size, layout.tile_px
     lines = [border_lines(layout, axis, size[axis]) for axis in (0, 1)]
-    x = [_band(maps[:, y : y + side], lines[0]) for y in range(0, size.height, side)]
+    x = [_band(maps[:, y : y + side], lines[0]) for y in range(origin, size.height, side)]
     y = [
-        _band(maps[:, :, x : x + side].swapaxes(1, 2), lines[1]) for x in range(0, size.width, side)
+        _band(maps[:, :, x : x + side].swapaxes(1, 2), lines[1])
+        for x in range(origin, size.width, side)
     ]
     return Seams(np.array(x), np.array(y))
 
@@ -116,28 +122,101 @@ def _band(band: Maps, lines: npt.NDArray[np.bool_]) -> list[float]:
 
 
 def seams_of(
-    slide: Slide, segmenter: Segmenter, options: PredictOptions, region: tuple[int, ...] | None
+    slide: Slide,
+    segmenter: Segmenter,
+    options: PredictOptions,
+    region: tuple[int, ...] | None,
+    shifts: int = 1,
 ) -> Seams:
-    """The seams of a slide's tissue at one overlap.
+    """The seams of a slide's tissue at one overlap, over so many positions of the borders.
 
     Raises:
         UsageError: no border of tiles lies in the tissue.
     """
     grid = slide.grid(segmenter.info.mpp)
     tissue = Within(find_tissue(slide), region_box(region, grid))
-    with tempfile.TemporaryDirectory() as folder:
-        maps, _ = probabilities(slide, segmenter, Path(folder), options=options, tissue=tissue)
-        layout = prepare(grid, segmenter, options=options, tissue=tissue).layout
-        seams = measure_seams(maps, layout)
-        del maps
+    window = segmenter.info.window_px
+    step = window - options.overlap_of(window)
+    found = [
+        _shifted_seams(i * step // shifts, slide, tissue, segmenter, options) for i in range(shifts)
+    ]
+    seams = Seams(sum(s.x for s in found), sum(s.y for s in found))
     if not seams.pairs:
         raise UsageError(f"{slide.path}: no border of tiles lies in tissue; take a larger slide")
     return seams
 
 
+def _shifted_seams(
+    margin: int, slide: Slide, tissue: Within, segmenter: Segmenter, options: PredictOptions
+) -> Seams:
+    grid = slide.grid(segmenter.info.mpp)
+    moved: Any = Moved(slide, grid, margin)
+    within = MovedTissue(tissue, grid, margin)
+    with tempfile.TemporaryDirectory() as folder:
+        maps, _ = probabilities(moved, segmenter, Path(folder), options=options, tissue=within)
+        layout = prepare(moved.grid(), segmenter, options=options, tissue=within).layout
+        seams = measure_seams(maps, layout, margin)
+        del maps
+    return seams
+
+
+class Moved:
+    """A slide with a margin of white at the left and at the top, at one resolution."""
+
+    def __init__(self, slide: Slide, grid: Grid, margin: int) -> None:
+        """The margin in pixels of the grid."""
+        self._slide, self._grid, self._margin = slide, grid, margin
+
+    def __getattr__(self, name: str) -> Any:
+        """What else there is to know is the slide's."""
+        return getattr(self._slide, name)
+
+    def grid(self, _: float | None = None) -> Grid:
+        """The pixels of slide and margin."""
+        width, height = self._grid.size
+        return replace(self._grid, size=Size(width + self._margin, height + self._margin))
+
+    def read(self, box: Box, _: Grid) -> npt.NDArray[np.uint8]:
+        """The pixels of a box, white in the margin."""
+        return self._slide.read(_moved(box, self._margin), self._grid)
+
+
+@dataclass(frozen=True)
+class MovedTissue:
+    """The tissue of a moved slide."""
+
+    tissue: Within
+    grid: Grid
+    margin: int
+
+    @property
+    def mask(self) -> npt.NDArray[Any]:
+        """The whole mask, without the margin."""
+        return self.tissue.mask
+
+    def covers(self, box: Box, _: Grid) -> bool:
+        """Whether any pixel of the box is tissue."""
+        return self.tissue.covers(_moved(box, self.margin), self.grid)
+
+    def region(self, box: Box, _: Grid) -> npt.NDArray[np.bool_]:
+        """(h, w) bool, which pixels of the box are tissue."""
+        return self.tissue.region(_moved(box, self.margin), self.grid)
+
+
+def _moved(box: Box, margin: int) -> Box:
+    return Box(box.x - margin, box.y - margin, box.width, box.height)
+
+
 @click.command(help=__doc__.splitlines()[0])
 @common_options
 @click.option("--overlap", "overlaps", type=int, multiple=True, help="Default: as of predict.")
+@click.option(
+    "--shifts",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="How often a slide is predicted, each time with the borders elsewhere.",
+)
 @click.option("--precision", default="auto", show_default=True, help="As of wsiseg predict.")
 @click.option("--seed", default=0, show_default=True, help="Of the noise.")
 @click.option(
@@ -157,14 +236,20 @@ def main(**words: Any) -> None:
                 overlap_px=overlap, precision=words["precision"], seed=words["seed"]
             )
             with open_slide(path, mpp=words["mpp"]) as slide:
-                seams = seams_of(slide, segmenter, options, words["region"])
+                seams = seams_of(slide, segmenter, options, words["region"], words["shifts"])
             taken = options.overlap_of(segmenter.info.window_px)
             found.append(_numbers(Path(path).name, taken, seams))
             rows.append(_row(found[-1]))
     click.echo(table(("slide", "overlap", "x", "y", "both", "95 %", "border", "elsewhere"), rows))
     limit = words["max_ratio"]
     verdict, passed = verdict_of([f["ratio"] for f in found], limit)
-    result = {"seams": found, "max_ratio": limit, "verdict": verdict, "passed": passed}
+    result = {
+        "shifts": words["shifts"],
+        "seams": found,
+        "max_ratio": limit,
+        "verdict": verdict,
+        "passed": passed,
+    }
     finish(words["json_path"], segmenter, result)
 
 

@@ -122,6 +122,33 @@ def test_a_planted_seam_is_caught_and_a_smooth_model_is_not(
     assert ends == seams.interval()
 
 
+def test_the_borders_lie_elsewhere_each_time(slide_path: Path) -> None:
+    seams = module("seams")
+    options = PredictOptions(overlap_px=32)
+    model = tone_model(0.5)  # windows of 96 px, whose borders repeat after 64
+    with open_slide(slide_path) as slide:
+        one = seams.seams_of(slide, model, options, (64, 64, 256, 224))
+        three = seams.seams_of(slide, model, options, (64, 64, 256, 224), shifts=3)
+        grid, whole = slide.grid(1.0), slide.read(slide.grid(1.0).box, slide.grid(1.0))
+        moved = seams.Moved(slide, grid, 21)
+        box = moved.grid().box
+        pixels = moved.read(box, moved.grid())
+        tissue = seams.Within(seams.find_tissue(slide), grid.box)
+        seen = seams.MovedTissue(tissue, grid, 21).region(box, moved.grid())
+        assert (seen[21:, 21:] == tissue.region(grid.box, grid)).all()
+    assert (box.width, box.height) == (421, 351)
+    assert (pixels[21:, 21:] == whole).all()
+    assert (pixels[:21] == 255).all()
+    assert (pixels[:, :21] == 255).all()
+    assert not seen[:21].any()
+    assert not seen[:, :21].any()
+    assert three.x.shape == one.x.shape  # bands lie on the same pixels
+    assert three.ratio() > 1.5
+    for found, first in ((three.x, one.x), (three.y, one.y)):
+        assert found[:, 1::2].sum() == 3 * first[:, 1::2].sum()  # all pairs of pixels, three times
+        assert found[:, 1].sum() != 3 * first[:, 1].sum()  # of which others straddle borders
+
+
 def test_jumps_are_those_of_a_slow_loop() -> None:
     rng = np.random.default_rng(0)
     maps = rng.dirichlet((1, 1, 1), (70, 90)).transpose(2, 0, 1).astype(np.float32)

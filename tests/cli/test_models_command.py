@@ -216,11 +216,24 @@ def test_the_card_says_how_numbers_were_measured(checkpoint: Path, tmp_path: Pat
     ]
     for wrong, message in (
         ([*words, *words[:2]], "given twice"),
-        ([*words, "--set", "temperature=2"], "set first"),
+        ([*words, "--set", "temperature=2"], "measured before --set; write that first"),
+        ([*words, "--round"], "measured before --round; write that first"),
     ):
         done = CliRunner().invoke(command, ["card", str(checkpoint), *wrong, "--out", str(out)])
         assert isinstance(done.exception, UsageError)
         assert message in str(done.exception)
+
+
+def test_weights_are_rounded_and_the_card_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.safetensors"
+    output("card", str(checkpoint), "--round", "--set", "temperature=2", "--out", str(out))
+    about = json.loads(output("show", str(out), "--json"))["card"]
+    assert about["rounded"] == "bfloat16"
+    assert not {"metrics", "validation"} & set(about)
+    own, rounded = (load_model(path, device="cpu") for path in (checkpoint, out))
+    assert rounded.info.temperature == 2
+    wanted = own.head.state_dict()["conv.weight"].bfloat16().float()
+    torch.testing.assert_close(rounded.head.state_dict()["conv.weight"], wanted)
 
 
 def test_the_card_of_a_model_with_a_name(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
-"""Convolutional networks go through slides in larger windows, with the weights they have."""
+"""Slides are gone through in other windows than those of training, with the same weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import Tensor
 
 from wsiseg import load_model, open_slide, predict_slide
 from wsiseg.classes import Classes, TissueClass
@@ -17,9 +20,10 @@ from wsiseg.cli.predict import command
 from wsiseg.geometry import Point, Size
 from wsiseg.inference.job import PredictOptions
 from wsiseg.inference.slide_windows import for_slides
+from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec, Head, lay_out
 from wsiseg.models.checkpoint import save_checkpoint
 from wsiseg.models.registry import ModelConfig, build_segmenter
-from wsiseg.models.segmenter import Segmenter
+from wsiseg.models.segmenter import ModelInfo, Segmenter
 from wsiseg.models.views import ViewedSegmenter
 from wsiseg.slides.phantom import write_phantom
 
@@ -83,15 +87,62 @@ def test_what_is_trained_on_stretched_images_has_no_square_on_slides() -> None:
     assert for_slides(convolutional(256, resize_px=256)).info.window_px == 768
 
 
-@pytest.mark.parametrize("name", ["glas-small", "stain-threshold"])
-def test_others_stay_as_they_are(name: str) -> None:
-    segmenter = load_model(name, device="cpu")
+def test_two_by_two_tiles_become_windows_of_one() -> None:
+    segmenter = load_model("glas-small", device="cpu")
+    found = for_slides(segmenter)
+    assert (segmenter.info.window_px, segmenter.info.tile_px) == (768, 384)
+    assert (found.info.window_px, found.info.tile_px) == (384, 384)
+    assert found.info.config == {**segmenter.info.config, "window_px": 384}
+    assert found.extractor is segmenter.extractor
+    assert found.head is segmenter.head
+    assert for_slides(found) is found
+    put_together = Segmenter(segmenter.extractor, segmenter.head, replace(found.info, config={}))
+    put_together.info = replace(put_together.info, window_px=768)
+    assert for_slides(put_together).info == replace(put_together.info, window_px=384)
+    assert for_slides(convolutional(96, 192)).info.window_px == 768  # of one tile, then larger
+
+
+@pytest.mark.parametrize(
+    "segmenter",
+    [load_model("stain-threshold", device="cpu"), convolutional(768), convolutional(96, 288)],
+)
+def test_others_stay_as_they_are(segmenter: Segmenter) -> None:
     assert for_slides(segmenter) is segmenter
 
 
-@pytest.mark.parametrize("segmenter", [convolutional(768), convolutional(96, 192)])
-def test_large_windows_and_those_of_several_tiles_stay(segmenter: Segmenter) -> None:
-    assert for_slides(segmenter) is segmenter
+class Tone(FeatureExtractor):
+    """The mean colour of each pixel, made brighter or darker tile by tile."""
+
+    specs = (FeatureSpec(1, 1),)
+    tile_px = 32
+
+    def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
+        signs = [1.0 if (p.x // 32 + p.y // 32) % 2 else -1.0 for p in places]
+        return (images.mean(1, keepdim=True) + torch.tensor(signs)[:, None, None, None],)
+
+
+class Darkness(Head):
+    """Gland where it is dark."""
+
+    class_count = 2
+
+    def forward(self, features: Features) -> Tensor:
+        z = lay_out(features[0])
+        return torch.cat((z, -z), dim=1)
+
+
+def test_what_tiles_do_not_agree_on_is_blended_away(tmp_path: Path) -> None:
+    path = tmp_path / "white.tif"
+    PIL.Image.new("RGB", (320, 320), (255, 255, 255)).save(path)
+    info = ModelInfo("tone", "0" * 64, CLASSES, 1.0, 64, 32, licence="none")
+    segmenter = Segmenter(Tone(), Darkness(), info)
+    with open_slide(path, mpp=1.0) as slide:
+        canvas = predict_slide(slide, segmenter, tmp_path / "canvas", options=PredictOptions())
+    confidences = canvas.confidence(canvas.grid.box).astype(int)
+    parameters = canvas.record["parameters"]
+    assert [parameters[k] for k in ("window_px", "tile_px", "overlap_px")] == [32, 32, 10]
+    steps = max(int(np.abs(np.diff(confidences, axis=a)).max()) for a in (0, 1))
+    assert 0 < steps < 30  # of 255; 97 at once in windows of 2 x 2 tiles
 
 
 def test_a_slide_is_gone_through_in_the_larger_window(tmp_path: Path) -> None:

@@ -111,23 +111,33 @@ def import_command(
     metavar="A.B=V",
     help="Change the post-processing or the temperature, e.g. objects.min_area_um2=400.",
 )
+@click.option(
+    "--round",
+    "rounded",
+    is_flag=True,
+    help="Round weights so that bf16 computes with the same ones as fp32; the numbers on the card "
+    "are left out.",
+)
 @click.option("--out", type=PATH, required=True, help="The .safetensors file to write.")
 def card_command(
     model: str,
     add: Path | None,
     metrics: tuple[Path, ...],
     settings: tuple[str, ...],
+    rounded: bool,
     out: Path,
 ) -> None:
-    """Write MODEL, a checkpoint or a name, again with more on its card; its weights stay."""
+    """Write MODEL, a checkpoint or a name, again with more on its card, without training."""
     from wsiseg.config import load_yaml
     from wsiseg.models.card import add_to_card
     from wsiseg.models.storage import sha256_of
     from wsiseg.models.zoo import find
 
-    if metrics and settings:
+    if metrics and (settings or rounded):
+        change = "--set" if settings else "--round"
         raise UsageError(
-            "--metrics were measured before --set; set first, measure what is written, then add it"
+            f"--metrics were measured before {change}; write that first, measure what is written, "
+            "then add it"
         )
     statements, path = load_yaml(add) if add else {}, find(model)[1]
     if path is None:
@@ -143,7 +153,7 @@ def card_command(
         measured[title] = row
     if measured:
         statements["metrics"] = measured
-    add_to_card(path, statements, out=out, settings=settings)
+    add_to_card(path, statements, out=out, settings=settings, rounded=rounded)
     click.echo(f"written: {out}")
 
 

@@ -44,18 +44,17 @@ from wsiseg.inference.writing import Writer
 Floats = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 Key = tuple[int, int]
-FLOOR = 1e-3
 WAITING = 64
 """Finished chunks that may wait to be written."""
 
 
 def window_weight(window_px: int) -> Floats:
-    """(window, window) float32 weights: the product of two raised cosines over a floor.
+    """(window, window) float32 weights: the product of two raised cosines, sin^2(pi (i + 1/2) / n).
 
-    Along an axis the weight of pixel i is FLOOR + (1 - FLOOR) * (1 - cos(2 pi (i + 1/2) / n)) / 2.
+    They are never 0 but have no floor: with one of 0.001 the probability jumped 1.8 times as much
+    across the borders of windows as elsewhere, where next to nothing was found.
     """
-    phase = 2 * np.pi * (np.arange(window_px) + 0.5) / window_px
-    axis = FLOOR + (1 - FLOOR) * (1 - np.cos(phase)) / 2
+    axis = np.sin(np.pi * (np.arange(window_px) + 0.5) / window_px) ** 2
     return np.outer(axis, axis).astype(np.float32)
 
 

@@ -15,6 +15,7 @@ from wsiseg.inference.fast import to_fast
 from wsiseg.inference.features import Schedule, schedule, tile_bytes
 from wsiseg.inference.plan import Plan, plan
 from wsiseg.inference.side_by_side import at_a_time
+from wsiseg.models.folding import fold
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.models.views import ViewedSegmenter
 
@@ -110,6 +111,7 @@ def prepare(
         segmenter = to_fast(
             segmenter, DTYPES[resolve_precision(options.precision, segmenter.device)]
         )
+    segmenter = fold(segmenter)
     if options.tta:
         segmenter = ViewedSegmenter(segmenter)
     engine = Engine(segmenter, precision=options.precision, seed=options.seed)

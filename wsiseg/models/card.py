@@ -1,4 +1,4 @@
-"""What may be changed of a checkpoint without its weights: its card, and what comes after them."""
+"""What may be changed of a checkpoint without training: its card, what follows, the rounding."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from wsiseg.config import apply_overrides, from_mapping, to_mapping
 from wsiseg.errors import UsageError
 from wsiseg.models.checkpoint import load_model, save_checkpoint
+from wsiseg.models.folding import round_weights
 from wsiseg.models.registry import ModelConfig
 
 AFTER_WEIGHTS = ("objects", "temperature")
@@ -24,6 +25,7 @@ def add_to_card(
     *,
     out: str | Path,
     settings: Sequence[str] = (),
+    rounded: bool = False,
 ) -> None:
     """Write a segmenter's checkpoint again, as float16, with more on its card.
 
@@ -34,6 +36,8 @@ def add_to_card(
         out: the file to write, which may be `path`.
         settings: KEY=VALUE of the post-processing and the calibration (`AFTER_WEIGHTS`), such as
             objects.min_area_um2=400; numbers on the card that were measured before are left out.
+        rounded: whether weights are rounded for half precision, see `round_weights`; numbers that
+            were measured before are left out then, too.
 
     Raises:
         UsageError, ConfigError: another key; a value that cannot be; a licence that is no text.
@@ -53,9 +57,12 @@ def add_to_card(
         temperature=config.temperature,
     )
     kept = dict(segmenter.info.card)
-    if settings:
-        for measured in MEASURED:  # with other settings
+    if settings or rounded:
+        for measured in MEASURED:  # with other settings or weights
             kept.pop(measured, None)
+    if rounded:
+        round_weights(segmenter)
+        kept["rounded"] = "bfloat16"
     card = {**kept, **statements}
     licence = card.pop("licence", segmenter.info.licence)
     if not isinstance(licence, str) or (not licence and "licence" in statements):

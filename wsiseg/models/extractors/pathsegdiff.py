@@ -37,6 +37,7 @@ from wsiseg.models.extractors.latent import (
     tap_layout,
 )
 from wsiseg.models.extractors.vit import ViT, ViTConfig
+from wsiseg.models.fused import channels_last
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ class PathSegDiffExtractor(FeatureExtractor):
 
     def forward(self, images: Tensor, places: Sequence[Point], seed: int) -> Features:
         """Taps of every timestep, timestep by timestep, then the details; see `specs`."""
+        if images.is_cpu and not torch.is_grad_enabled():  # see docs/performance.md
+            images = channels_last(images)
         latents, details = encode_with_details(
             self.first_stage, self.config.first_stage, images, self.config.details
         )
