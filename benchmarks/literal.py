@@ -26,9 +26,11 @@ from shared import run
 from stand_ins import device_option, model_option, stand_in
 from timing import Row, Span, open_row, row_options, timed
 
+from wsiseg.errors import UsageError
 from wsiseg.geometry import Box, Grid, Point, Size
 from wsiseg.inference.job import prepare
 from wsiseg.inference.predict import PredictOptions, predict_slide
+from wsiseg.inference.slide_windows import for_slides
 from wsiseg.models.base import to_tensor
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.slides.phantom import write_phantom
@@ -122,6 +124,11 @@ def main(**words: Any) -> None:
     row = open_row("against the plain pipeline", words)
     segmenter = stand_in(words["model"], words["device"])
     info = segmenter.info
+    if for_slides(segmenter).info.window_px == info.tile_px:
+        raise UsageError(
+            f"{info.name}: slides are gone through in windows of one tile, which share none; "
+            "take a model of windows of more tiles"
+        )
     side = words["tiles"] * info.tile_px
     row.note(model=info.name, side_px=side, device=words["device"])
     with tempfile.TemporaryDirectory() as name:

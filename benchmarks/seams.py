@@ -1,6 +1,6 @@
 """Are the borders between tiles visible? The probability jump across them against elsewhere.
 
-    python benchmarks/seams.py --model glas-small --slide slide.svs --overlap 256 --overlap 640
+    python benchmarks/seams.py --model glas-small --slide slide.svs --overlap 128 --overlap 256
 
 The jump between two neighbouring pixels is half the sum of |p(x) - p(x - 1)| over the classes. It
 is averaged over the pairs that straddle a border of tiles (anywhere on the lines on which some

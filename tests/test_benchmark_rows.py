@@ -180,6 +180,12 @@ def test_literal(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [j["met"] for j in numbers(report)["judged"]] == [True, False]
 
 
+def test_literal_needs_windows_that_share_tiles() -> None:
+    result = invoked("literal", "--model", "glas-small")
+    assert isinstance(result.exception, WsisegError)
+    assert "windows of one tile, which share none" in str(result.exception)
+
+
 @pytest.mark.parametrize(("tiles", "stride"), [(5, 2), (5, 1), (24, 2), (7, 2)])
 def test_a_ratio_is_brought_to_a_larger_slide(tiles: int, stride: int) -> None:
     literal = module("literal")

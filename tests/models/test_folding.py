@@ -177,3 +177,9 @@ def test_a_card_says_that_weights_were_rounded(tmp_path: Path) -> None:
         if a.ndim == 4:
             told = b.abs() > 1e-3  # float16 has fewer digits of smaller ones
             assert torch.equal(a[told].bfloat16(), b[told].bfloat16())
+
+
+def test_weights_that_were_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        own = convolutional()
+    torch.testing.assert_close(outputs(fold(own)), outputs(own), rtol=1e-4, atol=1e-5)

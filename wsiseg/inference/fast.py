@@ -56,7 +56,7 @@ def to_fast(segmenter: Segmenter, dtype: torch.dtype) -> Segmenter:
 def _state(source: FeatureExtractor) -> _State:
     """What changes where weights move to another device or are changed in place."""
     weights = list(source.parameters())
-    return weights[0].device, sum(w._version for w in weights)
+    return weights[0].device, sum(0 if w.is_inference() else w._version for w in weights)
 
 
 class FastExtractor(FeatureExtractor):

@@ -83,7 +83,8 @@ def _folded(part: Part) -> Part:
 def _state(part: nn.Module) -> _State:
     """What changes where weights or statistics are moved, replaced or changed in place."""
     tensors = (*part.parameters(), *part.buffers())
-    return tuple(n for t in tensors for n in (t.data_ptr(), t._version))
+    versions = (0 if t.is_inference() else t._version for t in tensors)  # those count none
+    return (*(t.data_ptr() for t in tensors), *versions)
 
 
 def _fold(part: Part) -> Part:
