@@ -166,7 +166,7 @@ def labels(bench: Any) -> None:
     with tempfile.TemporaryDirectory() as name, open_slide(IMAGE) as slide:
         for precision, batch in runs:
             fast._MADE.clear()  # a graph of larger batches would fill these up
-            options = PredictOptions(precision=precision, batch_size=batch, overlap_px=256)
+            options = PredictOptions(precision=precision, batch_size=batch)
             folder = Path(name) / f"{precision}-{batch}"
             canvas = predict_slide(slide, model, folder, options=options)
             canvas.restore_labels()  # as the network gave them

@@ -213,9 +213,10 @@ def _moved(box: Box, margin: int) -> Box:
 @click.option(
     "--shifts",
     type=click.IntRange(1),
-    default=4,
+    default=5,
     show_default=True,
-    help="How often a slide is predicted, each time with the borders elsewhere.",
+    help="How often a slide is predicted, each time with the borders elsewhere; odd numbers, as "
+    "windows that overlap by a third have borders twice a step.",
 )
 @click.option("--precision", default="auto", show_default=True, help="As of wsiseg predict.")
 @click.option("--seed", default=0, show_default=True, help="Of the noise.")

@@ -142,6 +142,10 @@ def test_the_borders_lie_elsewhere_each_time(slide_path: Path) -> None:
     assert (pixels[:, :21] == 255).all()
     assert not seen[:21].any()
     assert not seen[:, :21].any()
+    whole_steps = Grid.at_mpp(Size(416, 416), 1, 1)
+    layout = plan(whole_steps, None, window_px=96, tile_px=96, overlap_px=32)
+    lines = np.flatnonzero(seams.border_lines(layout, 0, 416)) + 1
+    assert len({int(n - i * 64 // 5) % 64 for n in lines for i in range(5)}) == 10  # all differ
     assert three.x.shape == one.x.shape  # bands lie on the same pixels
     assert three.ratio() > 1.5
     for found, first in ((three.x, one.x), (three.y, one.y)):

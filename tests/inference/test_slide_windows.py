@@ -1,4 +1,4 @@
-"""Slides are gone through in other windows than those of training, with the same weights."""
+"""Slides are gone through in other windows than the checkpoint's, with the same weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from wsiseg import load_model, open_slide, predict_slide
 from wsiseg.classes import Classes, TissueClass
 from wsiseg.cli.predict import command
-from wsiseg.geometry import Point, Size
-from wsiseg.inference.job import PredictOptions
+from wsiseg.geometry import Grid, Point, Size
+from wsiseg.inference.job import PredictOptions, prepare
+from wsiseg.inference.runtime import to_openvino
 from wsiseg.inference.slide_windows import for_slides
 from wsiseg.models.base import FeatureExtractor, Features, FeatureSpec, Head, lay_out
 from wsiseg.models.checkpoint import save_checkpoint
@@ -143,6 +144,26 @@ def test_what_tiles_do_not_agree_on_is_blended_away(tmp_path: Path) -> None:
     assert [parameters[k] for k in ("window_px", "tile_px", "overlap_px")] == [32, 32, 10]
     steps = max(int(np.abs(np.diff(confidences, axis=a)).max()) for a in (0, 1))
     assert 0 < steps < 30  # of 255; 97 at once in windows of 2 x 2 tiles
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_batch_norms_are_folded_on_slides(tta: bool) -> None:
+    own = convolutional(96)
+    grid = Grid.at_mpp(Size(400, 300), 1.0, 1.0)
+    engine = prepare(grid, for_slides(own), options=PredictOptions(tta=tta)).engine
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in own.modules())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in engine.segmenter.modules())
+
+
+def test_what_is_compiled_keeps_the_windows_that_it_is_compiled_for(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    path = tmp_path / "slide.tif"
+    write_phantom(path, Size(400, 300), mpp=1.0)
+    compiled = to_openvino(convolutional(64, 128).eval(), precision="fp32")
+    assert for_slides(compiled) is compiled
+    with open_slide(path) as slide:
+        canvas = predict_slide(slide, compiled, tmp_path / "canvas", options=PredictOptions())
+    assert canvas.record["parameters"]["window_px"] == 128
 
 
 def test_a_slide_is_gone_through_in_the_larger_window(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The windows in which slides are gone through, where they are not those of training."""
+"""The windows in which slides are gone through, where they are not those of the checkpoint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from wsiseg.config import from_mapping
+from wsiseg.inference.runtime import CompiledExtractor
 from wsiseg.models.extractors.cnn import CNNExtractor
 from wsiseg.models.registry import ModelConfig, build_segmenter
 from wsiseg.models.segmenter import Segmenter
@@ -27,12 +28,14 @@ def for_slides(segmenter: Segmenter) -> Segmenter:
     any side is often trained on small ones. On a slide most of a small window lies near its
     borders, where the network sees nothing beyond. Overlaps of two thirds hide that, at four times
     the work; larger windows hide it better. The side is the least multiple of the trained one that
-    has 768 px. All other segmenters are given back as they are.
+    has 768 px. All other segmenters are given back as they are, and so are those of `to_openvino`,
+    which are compiled for the windows that they have.
 
     Args:
         segmenter: any; what is given back has its weights, not copies of them.
     """
-    if type(segmenter) is not Segmenter:
+    compiled = isinstance(segmenter.extractor, CompiledExtractor)
+    if type(segmenter) is not Segmenter or compiled:
         return segmenter
     if segmenter.info.window_px == 2 * segmenter.info.tile_px:
         segmenter = _of_one_tile(segmenter)

@@ -28,7 +28,7 @@ from wsiseg.models.segmenter import Segmenter
 
 FOLDABLE = (CNNExtractor, UNetHead)
 
-_State = tuple[int, ...]
+_State = tuple[float, ...]
 Part = TypeVar("Part", FeatureExtractor, Head)
 _MADE: WeakKeyDictionary[nn.Module, tuple[_State, nn.Module]] = WeakKeyDictionary()
 
@@ -44,7 +44,7 @@ class _Pair(NamedTuple):
 
 def _pairs(module: nn.Module) -> Iterator[_Pair]:
     """Pairs of children that stand one behind the other in an extractor or a head."""
-    if not isinstance(module, FOLDABLE):
+    if type(module) not in FOLDABLE:
         return
     for parent in module.modules():
         for (_, one), (name, two) in pairwise(parent.named_children()):
@@ -81,10 +81,9 @@ def _folded(part: Part) -> Part:
 
 
 def _state(part: nn.Module) -> _State:
-    """What changes where weights or statistics are moved, replaced or changed in place."""
+    """What changes where weights or statistics are moved, replaced or changed, in any way."""
     tensors = (*part.parameters(), *part.buffers())
-    versions = (0 if t.is_inference() else t._version for t in tensors)  # those count none
-    return (*(t.data_ptr() for t in tensors), *versions)
+    return tuple(n for t in tensors for n in (t.data_ptr(), float(t.detach().double().sum())))
 
 
 def _fold(part: Part) -> Part:

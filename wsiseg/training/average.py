@@ -61,8 +61,9 @@ def _check_alike(model: Segmenter, last: Segmenter) -> None:
 
 
 def _card(others: Sequence[Segmenter], last: Segmenter) -> dict[str, Any]:
-    """The last model's card, without what was measured, and with what the others learnt from."""
-    card = {k: v for k, v in last.info.card.items() if k not in MEASURED}
+    """The last model's card, without what is true of it alone, and with what others learnt from."""
+    left_out = (*MEASURED, "rounded")  # a mean of rounded weights is not rounded
+    card = {k: v for k, v in last.info.card.items() if k not in left_out}
     infos = [model.info for model in (*others, last)]
     card["averaged"] = [{"name": info.name, "sha256": info.sha256} for info in infos]
     kept = kept_of(card, with_head=True)[1:]
