@@ -115,8 +115,8 @@ def import_command(
     "--round",
     "rounded",
     is_flag=True,
-    help="Round weights so that bf16 computes with the same ones as fp32; the numbers on the card "
-    "are left out.",
+    help="Round weights so that bf16 computes with nearly the same ones as fp32 on slides; the "
+    "numbers on the card are left out.",
 )
 @click.option("--out", type=PATH, required=True, help="The .safetensors file to write.")
 def card_command(
