@@ -19,8 +19,10 @@ from wsiseg.cli.say import PATH
     "--mpp", type=float, help="Micrometres per pixel of all slides, over what they or a table say."
 )
 @click.option(
-    "--overlap", type=int, help="Pixels windows have in common; default a third of a window. On slides that may be another "
-    "window than the checkpoint's; --dry-run says it."
+    "--overlap",
+    type=int,
+    help="Pixels windows have in common; default a third of a window. On slides that may be another "
+    "window than the checkpoint's; --dry-run says it.",
 )
 @click.option("--batch-size", type=int, help="Tiles encoded at a time.")
 @click.option("--workers", type=int, help="Threads that read the slide.")

@@ -83,7 +83,8 @@ def _folded(part: Part) -> Part:
 def _state(part: nn.Module) -> _State:
     """What changes where weights or statistics are moved, replaced or changed, in any way."""
     tensors = (*part.parameters(), *part.buffers())
-    return tuple(n for t in tensors for n in (t.data_ptr(), float(t.detach().double().sum())))
+    # summed on the host, as not all devices know float64
+    return tuple(n for t in tensors for n in (t.data_ptr(), float(t.detach().cpu().double().sum())))
 
 
 def _fold(part: Part) -> Part:
@@ -108,14 +109,14 @@ def _fold(part: Part) -> Part:
 
 
 def round_weights(segmenter: Segmenter) -> None:
-    """Round weights, in place, so that half precision computes with the same ones as float32.
+    """Round weights, in place, so that half precision computes with nearly those of float32.
 
     Each weight of a convolution or a linear layer becomes the nearest value that bfloat16 holds,
     where a batch norm follows: once that is folded into it. Otherwise the rounding of weights is
     most of what half precision changes, as it is the same at all pixels.
 
     Args:
-        segmenter: in evaluation mode, in float32.
+        segmenter: in evaluation mode, in float32, on the CPU.
     """
     parts = (segmenter.extractor, segmenter.head)
     factors: dict[nn.Module, torch.Tensor] = {
