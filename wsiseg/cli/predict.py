@@ -21,8 +21,8 @@ from wsiseg.cli.say import PATH
 @click.option(
     "--overlap",
     type=int,
-    help="Pixels windows have in common; default a third of a window. On slides that may be another "
-    "window than the checkpoint's; --dry-run says it.",
+    help="Pixels that windows have in common; default a third of a window. On slides it may be "
+    "another window than the checkpoint's; --dry-run says it.",
 )
 @click.option("--batch-size", type=int, help="Tiles encoded at a time.")
 @click.option("--workers", type=int, help="Threads that read the slide.")
